@@ -1,0 +1,2 @@
+//! harp-fs.
+pub mod request;
