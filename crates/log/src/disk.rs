@@ -1,0 +1,150 @@
+//! What the log asks of a disk: positioned writes, a sync, two small double-slot files.
+//! Owns: the commands, and how each is carried out over a [`LogDisk`].
+//! Never: opens a file; the program and the simulator bring the disk.
+//! Invariant: commands of one server are carried out one after the other, in the order given.
+
+use crate::ring::{LogPos, Ring};
+
+/// Bytes of a slot of the head file and of the view file.
+pub const SLOT_BYTES: usize = 4096;
+
+/// A small file of two slots, written in turn so that a torn write leaves the other slot whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SlotFile {
+    /// The log's head: where it begins, its generation and its tag.
+    LogHead,
+    /// The view file: promised and formed view, disk id and incarnation.
+    View,
+}
+
+/// Why a disk did not do as told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskError {
+    /// What was tried, with the file's name where there is one.
+    pub what: String,
+    /// The operating system's error number, if it gave one.
+    pub os_code: Option<i32>,
+}
+
+impl std::fmt::Display for DiskError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.os_code {
+            Some(code) => write!(f, "{}: {}", self.what, std::io::Error::from_raw_os_error(code)),
+            None => write!(f, "{}", self.what),
+        }
+    }
+}
+
+impl std::error::Error for DiskError {}
+
+/// The disk below one server's log. Positions are endless; the disk maps `at / segment_bytes` to one of
+/// its recycled segments (`% segment count`) and zero-writes a segment before its first use.
+pub trait LogDisk {
+    /// Reads `into.len()` bytes at `at`. Never-written bytes read as zeros.
+    fn read(&mut self, at: LogPos, into: &mut [u8]) -> Result<(), DiskError>;
+    /// Writes `bytes` at `at`; they lie within one segment and are aligned to 4,096 bytes.
+    fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError>;
+    /// Makes all earlier [`LogDisk::write`]s durable.
+    fn sync(&mut self) -> Result<(), DiskError>;
+    /// Reads one slot; a file that does not exist is `None` (it is never an empty one).
+    fn read_slot(&mut self, file: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError>;
+    /// Writes one slot and makes it durable before it returns.
+    fn write_slot(&mut self, file: SlotFile, slot: usize, bytes: &[u8]) -> Result<(), DiskError>;
+}
+
+/// One thing for the log thread to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskCommand {
+    /// Write the ring's bytes `[at, at + bytes)`, then sync if told.
+    Write {
+        /// Where, in the ring and on disk alike.
+        at: LogPos,
+        /// How many bytes; a multiple of 4,096, within one segment.
+        bytes: u32,
+        /// Whether a sync follows.
+        sync: bool,
+    },
+    /// Write one slot of a small file durably.
+    Slot {
+        /// Which file.
+        file: SlotFile,
+        /// Number of the write, counting up; the slot is `sequence % 2`.
+        sequence: u64,
+        /// The slot's bytes, at most [`SLOT_BYTES`].
+        bytes: Vec<u8>,
+    },
+    /// Read bytes that memory no longer holds.
+    Read {
+        /// Comes back with the answer.
+        token: u64,
+        /// Where from.
+        at: LogPos,
+        /// How many bytes.
+        bytes: u32,
+    },
+}
+
+/// What became of a [`DiskCommand`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskDone {
+    /// A `Write` whose bytes end at `upto`; durable if it was synced.
+    Written {
+        /// End of the write.
+        upto: LogPos,
+        /// Whether everything up to there is durable now.
+        synced: bool,
+    },
+    /// A `Slot` is durable.
+    Slot {
+        /// Which file.
+        file: SlotFile,
+        /// The command's sequence number.
+        sequence: u64,
+    },
+    /// The bytes of a `Read`.
+    Read {
+        /// The command's token.
+        token: u64,
+        /// Where they were read from.
+        at: LogPos,
+        /// What was read.
+        bytes: Vec<u8>,
+    },
+    /// The command failed. For `Write` and `Slot` this is a crash (rule 8): it is never retried.
+    Failed {
+        /// `None`: the log; else the small file.
+        file: Option<SlotFile>,
+        /// Whether it was only a read.
+        read: bool,
+        /// The disk's words.
+        error: DiskError,
+    },
+}
+
+impl DiskCommand {
+    /// Carries the command out. Called on the log thread, or by the simulated disk.
+    pub fn run(self, disk: &mut dyn LogDisk, ring: &Ring) -> DiskDone {
+        match self {
+            DiskCommand::Write { at, bytes, sync } => {
+                let wrote = disk.write(at, ring.bytes(at, bytes));
+                match wrote.and_then(|()| if sync { disk.sync() } else { Ok(()) }) {
+                    Ok(()) => DiskDone::Written { upto: at.plus(bytes as u64), synced: sync },
+                    Err(error) => DiskDone::Failed { file: None, read: false, error },
+                }
+            }
+            DiskCommand::Slot { file, sequence, bytes } => {
+                match disk.write_slot(file, (sequence % 2) as usize, &bytes) {
+                    Ok(()) => DiskDone::Slot { file, sequence },
+                    Err(error) => DiskDone::Failed { file: Some(file), read: false, error },
+                }
+            }
+            DiskCommand::Read { token, at, bytes } => {
+                let mut into = vec![0; bytes as usize];
+                match disk.read(at, &mut into) {
+                    Ok(()) => DiskDone::Read { token, at, bytes: into },
+                    Err(error) => DiskDone::Failed { file: None, read: true, error },
+                }
+            }
+        }
+    }
+}
