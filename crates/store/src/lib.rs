@@ -1,1 +1,27 @@
-//! harp-store.
+//! Store: one copy's durable image, exact at one op (its LB).
+//! Owns: the formats of metadata values, the block map, the data segments and their free space,
+//! checksums, checkpoints, readers.
+//! Never: knows what a file, a directory or a record is; reads a clock; starts a thread.
+//! Invariant: what is durable is exactly the last completed checkpoint.
+//! Source: the design, sections 3 and 7; redirect-on-write as in log-structured file systems.
+//!
+//! Metadata are opaque keys and values in an [`Engine`]; file data are 4 KiB blocks of numbered
+//! files on a [`Disk`]. A checkpoint writes new data to free space, syncs the disk once, then
+//! commits metadata, block map, used-block bitmap and the op in one engine commit.
+
+pub mod contract;
+mod disk;
+mod engine;
+mod error;
+mod fuse;
+mod mem_disk;
+mod mem_engine;
+
+pub use disk::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Disk, Extent};
+pub use engine::{
+    Batch, Engine, EngineSpace, KEY_BYTES_MAX, Snapshot, Table, VALUE_BYTES_MAX, Walk,
+};
+pub use error::{Damage, StoreError};
+pub use fuse::Fuse;
+pub use mem_disk::{MemDisk, SECTORS};
+pub use mem_engine::{MemEngine, MemSnapshot};

@@ -1,0 +1,145 @@
+//! Errors: what can go wrong with an image, its engine and its disk.
+//! Owns: the one fault type of this crate.
+//! Never: an outcome of a file operation; those belong to the records.
+//! Invariant: a fault after which memory and disk may disagree is `SyncFailed` or `Failed`.
+//! Source: the design's rule 8 (a failed sync is a crash) and section 7 (checksums).
+
+use std::fmt;
+use std::io;
+
+/// What was found not to be as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Damage {
+    /// A stored value's checksum does not match, or its bytes do not parse.
+    Value {
+        /// The table's name.
+        table: &'static str,
+        /// The whole key.
+        key: Vec<u8>,
+    },
+    /// A 4 KiB block of file data does not match the checksum in the block map.
+    Block {
+        /// The file's number.
+        file: u64,
+        /// The block's index in the file.
+        block: u64,
+        /// Where it lies in the data segments, in blocks.
+        position: u64,
+    },
+    /// Something that must be there is not: a segment, a head, a table.
+    Missing {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// Two parts of the image contradict each other.
+    Contradiction {
+        /// The contradiction, in words.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Damage::Value { table, key } => {
+                write!(f, "damaged value in table {table} under key ")?;
+                key.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+            Damage::Block { file, block, position } => {
+                write!(f, "damaged block {block} of file {file} at position {position}")
+            }
+            Damage::Missing { what } => write!(f, "missing: {what}"),
+            Damage::Contradiction { what } => write!(f, "contradiction: {what}"),
+        }
+    }
+}
+
+/// A fault of the store, its engine or its disk.
+#[derive(Debug)]
+pub enum StoreError {
+    /// Checksums or structure say the image is damaged.
+    Damaged(Damage),
+    /// No space is left; nothing was changed.
+    Full {
+        /// What ran out.
+        what: &'static str,
+    },
+    /// An operating system call failed; nothing durable was changed.
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The system's own error.
+        source: io::Error,
+    },
+    /// A sync or a durable commit failed: what is on disk is unknown. Fatal; never retried
+    /// (rule 8): the process stops and the image is read anew.
+    SyncFailed {
+        /// What was being made durable.
+        what: &'static str,
+        /// The system's own error.
+        source: io::Error,
+    },
+    /// An earlier `SyncFailed` ended this store's life in this process.
+    Failed,
+    /// The engine holds no image: formatting is an explicit act.
+    NotFormatted,
+    /// The engine already holds an image, which formatting would destroy.
+    AlreadyFormatted,
+    /// The image was written by a format this program does not know.
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// The block offered for mending is not the one the image wants there now.
+    NotTheBlock,
+}
+
+impl StoreError {
+    /// An `Io` error.
+    pub fn io(what: &'static str, source: io::Error) -> StoreError {
+        StoreError::Io { what, source }
+    }
+
+    /// A damaged value.
+    pub fn value(table: crate::Table, key: &[u8]) -> StoreError {
+        StoreError::Damaged(Damage::Value { table: table.name(), key: key.to_vec() })
+    }
+
+    /// Whether the process must stop.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, StoreError::SyncFailed { .. } | StoreError::Failed)
+    }
+}
+
+impl From<Damage> for StoreError {
+    fn from(damage: Damage) -> StoreError {
+        StoreError::Damaged(damage)
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Damaged(damage) => damage.fmt(f),
+            StoreError::Full { what } => write!(f, "no space left for {what}"),
+            StoreError::Io { what, source } => write!(f, "{what}: {source}"),
+            StoreError::SyncFailed { what, source } => {
+                write!(f, "{what} could not be made durable: {source}")
+            }
+            StoreError::Failed => write!(f, "the store stopped after a failed sync"),
+            StoreError::NotFormatted => write!(f, "no image here; format it first"),
+            StoreError::AlreadyFormatted => write!(f, "an image is already here"),
+            StoreError::Version { found } => write!(f, "unknown image format version {found}"),
+            StoreError::NotTheBlock => write!(f, "not the block the image holds there now"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Io { source, .. } | StoreError::SyncFailed { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
