@@ -19,7 +19,8 @@ mod mem_engine;
 
 pub use disk::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Disk, Extent};
 pub use engine::{
-    Batch, Engine, EngineSpace, KEY_BYTES_MAX, Snapshot, Table, VALUE_BYTES_MAX, Walk,
+    Batch, Engine, EngineSpace, Entry, Fill, KEY_BYTES_MAX, Show, Snapshot, Table, VALUE_BYTES_MAX,
+    Walk,
 };
 pub use error::{Damage, StoreError};
 pub use fuse::Fuse;
