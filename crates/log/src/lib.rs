@@ -1,9 +1,26 @@
 //! The event log: a ring of records in memory and its segments on disk.
 //! Owns: the bytes of records and batches, their checksums, what is durable, what may be dropped.
 //! Never: does I/O of its own, knows what a record means.
+//! Invariant: what was durable is found again or its loss is noticed; what is needed is never overwritten.
+//! Source: DESIGN rules 2, 3, 5, 8, 10; bytes in `docs/disk-format-log.md`.
 
+mod batch;
+mod body;
 pub mod disk;
+mod head;
+mod log;
+mod record;
+mod recover;
 pub mod ring;
 
+pub use batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BadExtent, ExtentRecords, parse_extent};
+pub use body::Body;
 pub use disk::{DiskCommand, DiskDone, DiskError, LogDisk, SLOT_BYTES, SlotFile};
+pub use head::HEAD_EXTRA_BYTES;
+pub use log::{AppendError, Log, LogFull, LogSettings, Progress, Room};
+pub use record::{
+    BadRecord, RECORD_BODY_BYTES_MAX, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RawRecord, RawRecords,
+    Record, RecordHeader,
+};
+pub use recover::{AmnesiaWhy, Recovered, Verdict, recover};
 pub use ring::{LogPos, Ring, RingMemory};
