@@ -9,14 +9,28 @@
 //! files on a [`Disk`]. A checkpoint writes new data to free space, syncs the disk once, then
 //! commits metadata, block map, used-block bitmap and the op in one engine commit.
 
+mod checkpoint;
 pub mod contract;
+mod digest;
 mod disk;
 mod engine;
+mod epochs;
 mod error;
 mod fuse;
+mod map_edit;
 mod mem_disk;
 mod mem_engine;
+mod placed;
+mod reader;
+mod runs;
+mod seal;
+mod space;
+mod store;
 
+pub use checkpoint::{
+    BlockWrite, Checkpoint, CheckpointReport, Content, Cut, Metadata, MetadataSink,
+};
+pub use digest::{Digest, ScrubReport};
 pub use disk::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Disk, Extent};
 pub use engine::{
     Batch, Engine, EngineSpace, Entry, Fill, KEY_BYTES_MAX, Show, Snapshot, Table, VALUE_BYTES_MAX,
@@ -26,3 +40,7 @@ pub use error::{Damage, StoreError};
 pub use fuse::Fuse;
 pub use mem_disk::{MemDisk, SECTORS};
 pub use mem_engine::{MemEngine, MemSnapshot};
+pub use reader::{Reader, ShowStretch, Stretch};
+pub use runs::{BLOCK_INDEX_MAX, block_crc};
+pub use space::Space;
+pub use store::{Limits, Opened, Store};

@@ -1,0 +1,272 @@
+//! Store: one image, opened; the root that readers and checkpoints hang from.
+//! Owns: engine, disk, bitmap, epochs, and the order in which they are locked.
+//! Never: waits for a reader; lets two commits run at once.
+//! Invariant: the state in memory is that of the last completed commit.
+//! Source: the design, section 7.
+//!
+//! Locks, in the order they may be taken: `writer` (for a whole commit), `growth` (for a whole
+//! growth of the disk), `state` (for moments).
+
+use crate::epochs::Epochs;
+use crate::map_edit::load_marks;
+use crate::runs::Mark;
+use crate::seal::{self, HEAD_KEY, Head, IDENTITY_KEY, read_identity};
+use crate::space::{Bitmap, Space};
+use crate::{
+    BLOCK_BYTES_U64, Damage, Disk, Engine, Reader, Snapshot, StoreError, Table, VALUE_BYTES_MAX,
+    Walk,
+};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// How the data segments grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks to grow by when free blocks run out.
+    pub grow_blocks: u64,
+    /// Blocks the disk may own at most.
+    pub blocks_max: u64,
+}
+
+impl Default for Limits {
+    /// Steps of 1 GiB up to 64 TiB.
+    fn default() -> Limits {
+        let gib = (1 << 30) / BLOCK_BYTES_U64;
+        Limits { grow_blocks: gib, blocks_max: 64 * 1024 * gib }
+    }
+}
+
+/// One copy's durable image. Clones are handles of the same image; all methods may be called
+/// from any thread.
+#[derive(Debug)]
+pub struct Store<E: Engine, D: Disk> {
+    pub(crate) shared: Arc<Shared<E, D>>,
+}
+
+impl<E: Engine, D: Disk> Clone for Store<E, D> {
+    fn clone(&self) -> Self {
+        Store { shared: Arc::clone(&self.shared) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared<E, D> {
+    pub engine: E,
+    pub disk: D,
+    limits: Limits,
+    writer: Mutex<Writer>,
+    growth: Mutex<()>,
+    state: Mutex<State>,
+    /// Set by a failed sync, for ever.
+    failed: AtomicBool,
+}
+
+/// What only the one commit at a time uses.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    pub marks: BTreeMap<(u64, u64), Mark>,
+    pub value: Vec<u8>,
+    pub sealed: Vec<u8>,
+    pub last_key: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub op: u64,
+    pub complete: bool,
+    pub bitmap: Bitmap,
+    pub epochs: Epochs,
+}
+
+impl State {
+    /// Makes blocks free whose last readers have ended.
+    pub fn reclaim(&mut self) {
+        while let Some(extents) = self.epochs.take_unread() {
+            extents.into_iter().for_each(|extent| self.bitmap.release(extent));
+        }
+    }
+}
+
+/// An image just opened.
+#[derive(Debug)]
+pub struct Opened<E: Engine, D: Disk> {
+    /// The image.
+    pub store: Store<E, D>,
+    /// The bytes given when it was formatted.
+    pub identity: Vec<u8>,
+    /// Its LB: the op it is exact at; 0 if it is not complete.
+    pub op: u64,
+    /// False for an image whose loading had not ended in a checkpoint: it is exact at no op.
+    pub complete: bool,
+}
+
+impl<E: Engine, D: Disk> Store<E, D> {
+    /// Makes an empty image, complete at op 0, carrying `identity` (at most 64 KiB).
+    ///
+    /// Errors: `AlreadyFormatted` if any image is there, damaged ones included.
+    pub fn format(engine: &E, disk: &D, identity: &[u8]) -> Result<(), StoreError> {
+        let view = engine.snapshot()?;
+        for table in Table::ALL {
+            if view.seek(table, &[])?.is_some() {
+                return Err(StoreError::AlreadyFormatted);
+            }
+        }
+        drop(view);
+        Self::reformat(engine, disk, identity, true)
+    }
+
+    /// Throws away whatever is there and makes an empty image. If not `complete`, it is one to
+    /// be loaded from another copy, exact at no op until its first checkpoint. Not to be called
+    /// while a store has it open.
+    pub fn reformat(
+        engine: &E,
+        _disk: &D,
+        identity: &[u8],
+        complete: bool,
+    ) -> Result<(), StoreError> {
+        assert!(identity.len() <= VALUE_BYTES_MAX / 256);
+        let head = Head { complete, op: 0, cut_marks: 0 };
+        let mut sealed = Vec::new();
+        engine.commit(&mut |batch| {
+            Table::ALL.into_iter().try_for_each(|table| batch.clear(table))?;
+            seal::seal(Table::Head, HEAD_KEY, &head.encode(), &mut sealed);
+            batch.put(Table::Head, HEAD_KEY, &sealed)?;
+            seal::seal(Table::Head, IDENTITY_KEY, identity, &mut sealed);
+            batch.put(Table::Head, IDENTITY_KEY, &sealed)
+        })
+    }
+
+    /// Opens an image.
+    ///
+    /// Errors: `NotFormatted`; `Damaged` when head, identity, marks or bitmap are, or data
+    /// segments are missing; `Version`.
+    pub fn open(engine: E, disk: D, limits: Limits) -> Result<Opened<E, D>, StoreError> {
+        assert!(limits.grow_blocks > 0);
+        let view = engine.snapshot()?;
+        let head = Head::read(&view)?;
+        let identity = read_identity(&view)?;
+        let marks = load_marks(&view)?;
+        if marks.len() as u64 != head.cut_marks {
+            return Err(Damage::Contradiction { what: "the number of cut marks" }.into());
+        }
+        let mut bitmap = Bitmap::new(disk.blocks());
+        view.scan(Table::Used, &[], &mut |key, sealed| {
+            let value = seal::open(Table::Used, key, sealed)?;
+            let page = key.try_into().map_err(|_| StoreError::value(Table::Used, key))?;
+            bitmap.load_page(u64::from_be_bytes(page), value)?;
+            Ok(Walk::On)
+        })?;
+        drop(view);
+        let Head { op, complete, .. } = head;
+        let state = State { op, complete, bitmap, epochs: Epochs::default() };
+        let shared = Shared {
+            engine,
+            disk,
+            limits,
+            writer: Mutex::new(Writer { marks, ..Writer::default() }),
+            growth: Mutex::new(()),
+            state: Mutex::new(state),
+            failed: AtomicBool::new(false),
+        };
+        Ok(Opened { store: Store { shared: Arc::new(shared) }, identity, op, complete })
+    }
+
+    /// The op the image is durably exact at (LB); 0 while it is not complete.
+    pub fn op(&self) -> u64 {
+        self.shared.state().op
+    }
+
+    /// Whether the image is exact at its op, rather than being loaded.
+    pub fn complete(&self) -> bool {
+        self.shared.state().complete
+    }
+
+    /// A consistent view of the image as last committed. Keep it short: the blocks it may read
+    /// are not reused, nor are the engine's pages, until it is dropped.
+    pub fn reader(&self) -> Result<Reader<E, D>, StoreError> {
+        Reader::new(Arc::clone(&self.shared))
+    }
+
+    /// Numbers of blocks of file data.
+    pub fn space(&self) -> Space {
+        let mut state = self.shared.state();
+        state.reclaim();
+        let (total_blocks, free_blocks) = state.bitmap.counts();
+        let limit_blocks = self.shared.limits.blocks_max.max(total_blocks);
+        let used_blocks = total_blocks - free_blocks;
+        Space { total_blocks, used_blocks, free_blocks, limit_blocks }
+    }
+
+    /// Grows the disk until at least `free_blocks` are free, in whole steps.
+    ///
+    /// Errors: `Full` when that is not to be had; what was free stays so.
+    pub fn grow(&self, free_blocks: u64) -> Result<Space, StoreError> {
+        let growth = self.shared.growth();
+        loop {
+            let space = self.space();
+            if space.free_blocks >= free_blocks {
+                return Ok(space);
+            }
+            self.shared.grow_step(&growth, free_blocks - space.free_blocks)?;
+        }
+    }
+
+    /// The engine, for its size.
+    pub fn engine(&self) -> &E {
+        &self.shared.engine
+    }
+
+    /// The disk, for reading at places a reader located.
+    pub fn disk(&self) -> &D {
+        &self.shared.disk
+    }
+
+    /// Readers alive, over all threads.
+    pub fn readers(&self) -> u64 {
+        self.shared.state().epochs.readers()
+    }
+}
+
+impl<E: Engine, D: Disk> Shared<E, D> {
+    /// The state; held for moments only.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a thread died holding the store's state")
+    }
+
+    /// The right to commit.
+    pub fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().expect("a thread died in the middle of a commit")
+    }
+
+    /// The right to grow the disk.
+    pub fn growth(&self) -> MutexGuard<'_, ()> {
+        self.growth.lock().expect("a thread died growing the disk")
+    }
+
+    /// Grows the disk by one step, or by more if more blocks are wanted.
+    pub fn grow_step(&self, _: &MutexGuard<'_, ()>, blocks: u64) -> Result<(), StoreError> {
+        let total = self.disk.blocks();
+        let room = self.limits.blocks_max.saturating_sub(total);
+        if room < blocks.max(1) {
+            return Err(StoreError::Full { what: "file data" });
+        }
+        let wanted = blocks.next_multiple_of(self.limits.grow_blocks).max(self.limits.grow_blocks);
+        self.disk.grow(total + wanted.min(room))?;
+        self.state().bitmap.grow(self.disk.blocks());
+        Ok(())
+    }
+
+    /// `Failed` after a failed sync.
+    pub fn check_alive(&self) -> Result<(), StoreError> {
+        if self.failed.load(Ordering::Acquire) { Err(StoreError::Failed) } else { Ok(()) }
+    }
+
+    /// Remembers a fatal error.
+    pub fn note<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if result.as_ref().is_err_and(StoreError::is_fatal) {
+            self.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+}
