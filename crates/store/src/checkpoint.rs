@@ -4,7 +4,7 @@
 //! Invariant: before the engine commits, all data it will refer to is durable.
 //! Source: the design, sections 3 and 7; rule 8.
 
-use crate::map_edit::{CUT_LATER_RUNS_MAX, CUT_NOW_RUNS_MAX, MapChanges, MapEdit};
+use crate::map_edit::{MapChanges, MapEdit};
 use crate::runs::{BLOCK_INDEX_MAX, map_key};
 use crate::seal::{self, HEAD_KEY, Head};
 use crate::space::{PAGE_BLOCKS, PAGE_BYTES};
@@ -240,12 +240,12 @@ impl Commit<'_, '_> {
         let view = shared.engine.snapshot()?;
         let mut edit = MapEdit::new(&view, op, writer.marks.clone());
         let mut runs_freed = 0;
+        let limits = &shared.limits;
         for cut in cuts {
-            runs_freed += edit.cut(cut.file, cut.first, CUT_NOW_RUNS_MAX - runs_freed)?;
-            runs_freed = runs_freed.min(CUT_NOW_RUNS_MAX);
+            runs_freed += edit.cut(cut.file, cut.first, limits.cut_now_runs_max - runs_freed)?;
         }
         if moves {
-            edit.free_hidden(CUT_LATER_RUNS_MAX - runs_freed)?;
+            edit.free_hidden(limits.cut_later_runs_max - runs_freed)?;
         }
         write_blocks(shared, &mut edit, blocks, taken, &mut report)?;
         let changes = edit.finish();

@@ -7,8 +7,10 @@
 use crate::reader::{READ_BLOCKS_MAX, check};
 use crate::runs::{Mark, Span, parse_run};
 use crate::seal;
+use crate::space::{PAGE_BLOCKS, PAGE_BYTES};
 use crate::{
-    BLOCK_BYTES, Damage, Disk, Engine, Reader, Snapshot, Store, StoreError, Table, Walk, block_crc,
+    BLOCK_BYTES, Damage, Disk, Engine, Extent, Reader, Snapshot, Store, StoreError, Table, Walk,
+    block_crc,
 };
 use sha2::{Digest as _, Sha256};
 use std::fmt;
@@ -89,55 +91,109 @@ impl<E: Engine, D: Disk> Reader<E, D> {
         Ok(Digest(hash.finalize().into()))
     }
 
-    /// Checks every value and block of this view; shows what is damaged and goes on behind it.
+    /// Checks every value and block of this view, and that the block map and the bitmap of used
+    /// blocks agree; shows what is damaged and goes on behind it.
     ///
     /// Errors: only those that are not damage.
     pub fn scrub(&self, show: &mut dyn FnMut(Damage)) -> Result<ScrubReport, StoreError> {
         let mut report = ScrubReport::default();
+        let mut show = |report: &mut ScrubReport, damage| {
+            report.damaged += 1;
+            show(damage);
+        };
         let mut data = vec![0; READ_BLOCKS_MAX as usize * BLOCK_BYTES];
+        let disk_blocks = self.disk().blocks();
+        let mut mapped = Bits::default();
+        let mut used = Bits::default();
         for table in Table::ALL {
             self.snapshot().scan(table, &[], &mut |key, sealed| {
                 report.values += 1;
                 let checked = match table {
                     Table::Map => parse_run((key, sealed)).map(Some),
                     Table::Cut => Mark::parse((key, sealed)).map(|_| None),
-                    _ => seal::open(table, key, sealed).map(|_| None),
+                    Table::Used => used.add_page(key, sealed, disk_blocks).map(|()| None),
+                    Table::Head | Table::Meta => seal::open(table, key, sealed).map(|_| None),
                 };
                 match checked {
                     Ok(None) => {}
+                    Ok(Some((span, _))) if span.extent().end() > disk_blocks => {
+                        show(&mut report, Damage::Missing { what: "a data segment in use" });
+                    }
                     Ok(Some((span, crcs))) => {
-                        self.scrub_run(&span, &mut crcs.iter(), &mut data, &mut report, show)?;
+                        if !mapped.add(span.extent()) {
+                            let what = "two runs of the block map share a block";
+                            show(&mut report, Damage::Contradiction { what });
+                        }
+                        let data = &mut data[..span.count as usize * BLOCK_BYTES];
+                        self.disk().read(span.position, data)?;
+                        for damage in damaged_blocks(&span, crcs.iter(), data) {
+                            show(&mut report, damage);
+                        }
+                        report.blocks += span.count;
                     }
-                    Err(StoreError::Damaged(damage)) => {
-                        report.damaged += 1;
-                        show(damage);
-                    }
+                    Err(StoreError::Damaged(damage)) => show(&mut report, damage),
                     Err(other) => return Err(other),
                 }
                 Ok(Walk::On)
             })?;
         }
+        if report.damaged == 0 && mapped.words() != used.words() {
+            let what = "block map and bitmap of used blocks";
+            show(&mut report, Damage::Contradiction { what });
+        }
         Ok(report)
     }
+}
 
-    fn scrub_run(
-        &self,
-        span: &Span,
-        crcs: &mut dyn Iterator<Item = u32>,
-        data: &mut [u8],
-        report: &mut ScrubReport,
-        show: &mut dyn FnMut(Damage),
-    ) -> Result<(), StoreError> {
-        let data = &mut data[..span.count as usize * BLOCK_BYTES];
-        self.disk().read(span.position, data)?;
-        for (index, (block, crc)) in (0..).zip(data.as_chunks::<BLOCK_BYTES>().0.iter().zip(crcs)) {
-            report.blocks += 1;
-            if block_crc(block) != crc {
-                report.damaged += 1;
-                let position = span.position + index;
-                show(Damage::Block { file: span.file, block: span.first + index, position });
-            }
+/// The blocks of a run in `data` whose checksums do not match.
+fn damaged_blocks(
+    span: &Span,
+    crcs: impl Iterator<Item = u32>,
+    data: &[u8],
+) -> impl Iterator<Item = Damage> {
+    let blocks = (0..).zip(data.as_chunks::<BLOCK_BYTES>().0.iter().zip(crcs));
+    let wrong = blocks.filter(|(_, (block, crc))| block_crc(block) != *crc);
+    wrong.map(|(index, _)| {
+        let position = span.position + index;
+        Damage::Block { file: span.file, block: span.first + index, position }
+    })
+}
+
+/// Blocks seen in use.
+#[derive(Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    /// Adds blocks that the disk holds; false if one was there already.
+    fn add(&mut self, extent: Extent) -> bool {
+        let words = (extent.end() / 64 + 1) as usize;
+        if self.0.len() < words {
+            self.0.resize(words, 0);
         }
+        let mut new = true;
+        for block in extent.position..extent.end() {
+            let word = &mut self.0[(block / 64) as usize];
+            new &= *word & (1 << (block % 64)) == 0;
+            *word |= 1 << (block % 64);
+        }
+        new
+    }
+
+    /// Adds a page of the bitmap. Pages come in ascending order.
+    fn add_page(&mut self, key: &[u8], sealed: &[u8], disk_blocks: u64) -> Result<(), StoreError> {
+        let value = seal::open(Table::Used, key, sealed)?;
+        let page = key.try_into().map(u64::from_be_bytes).ok();
+        let page = page.filter(|page| *page < disk_blocks.div_ceil(PAGE_BLOCKS));
+        let page = page.ok_or_else(|| StoreError::value(Table::Used, key))?;
+        let words = page as usize * PAGE_BYTES / 8;
+        self.0.resize(words.max(self.0.len()), 0);
+        self.0.extend(value.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)));
         Ok(())
+    }
+
+    /// The words without the empty ones at the end.
+    fn words(&self) -> &[u64] {
+        let used = self.0.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        &self.0[..used]
     }
 }

@@ -10,11 +10,6 @@ use crate::runs::{
 use crate::{Extent, Snapshot, StoreError, Table, Walk};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A cut that frees at most this many runs frees them in its own checkpoint.
-pub(crate) const CUT_NOW_RUNS_MAX: usize = 4096;
-/// Runs that one checkpoint visits at most to free what cuts left.
-pub(crate) const CUT_LATER_RUNS_MAX: usize = 65_536;
-
 /// (file, block): the last block of a run, the first of a mark.
 type Place = (u64, u64);
 
@@ -164,7 +159,8 @@ impl<'s, S: Snapshot> MapEdit<'s, S> {
     }
 
     /// Cuts a file: nothing at or after block `first` is there any more. Frees the blocks now if
-    /// at most `runs_left` runs hold them, else marks the cut. Returns the runs freed.
+    /// at most `runs_left` runs hold them, else marks the cut. Returns the runs freed, at most
+    /// `runs_left`.
     pub fn cut(&mut self, file: u64, first: u64, runs_left: usize) -> Result<usize, StoreError> {
         // Marks further on are superseded: this cut is newer and reaches as far.
         let places = self.marks.range((file, first)..=(file, u64::MAX));
@@ -185,7 +181,7 @@ impl<'s, S: Snapshot> MapEdit<'s, S> {
         }
         self.marks.insert((file, first), Mark { file, first, op: self.op, resume: first });
         self.marks_changed.insert((file, first));
-        Ok(1)
+        Ok(0)
     }
 
     /// Runs of a file that reach to or beyond a block, counted up to `limit`. A file is cut before

@@ -20,20 +20,29 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// How the data segments grow.
+/// How the data segments grow, and how much a checkpoint frees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Blocks to grow by when free blocks run out.
     pub grow_blocks: u64,
     /// Blocks the disk may own at most.
     pub blocks_max: u64,
+    /// Runs that the cuts of one checkpoint free at once at most; the rest is marked.
+    pub cut_now_runs_max: usize,
+    /// Runs that one checkpoint visits at most to free what earlier cuts marked.
+    pub cut_later_runs_max: usize,
 }
 
 impl Default for Limits {
     /// Steps of 1 GiB up to 64 TiB.
     fn default() -> Limits {
         let gib = (1 << 30) / BLOCK_BYTES_U64;
-        Limits { grow_blocks: gib, blocks_max: 64 * 1024 * gib }
+        Limits {
+            grow_blocks: gib,
+            blocks_max: 64 * 1024 * gib,
+            cut_now_runs_max: 4096,
+            cut_later_runs_max: 65_536,
+        }
     }
 }
 
@@ -54,7 +63,7 @@ impl<E: Engine, D: Disk> Clone for Store<E, D> {
 pub(crate) struct Shared<E, D> {
     pub engine: E,
     pub disk: D,
-    limits: Limits,
+    pub limits: Limits,
     writer: Mutex<Writer>,
     growth: Mutex<()>,
     state: Mutex<State>,
@@ -142,7 +151,9 @@ impl<E: Engine, D: Disk> Store<E, D> {
     /// Errors: `NotFormatted`; `Damaged` when head, identity, marks or bitmap are, or data
     /// segments are missing; `Version`.
     pub fn open(engine: E, disk: D, limits: Limits) -> Result<Opened<E, D>, StoreError> {
-        assert!(limits.grow_blocks > 0);
+        assert!(
+            limits.grow_blocks > 0 && limits.cut_later_runs_max >= limits.cut_now_runs_max.max(1)
+        );
         let view = engine.snapshot()?;
         let head = Head::read(&view)?;
         let identity = read_identity(&view)?;
