@@ -2,6 +2,21 @@
 //! Owns: views, promises, the commit point, leases, catching up and trimming (rules 1 to 12).
 //! Never: does I/O, reads a clock, draws a random number, starts a thread, looks into a payload.
 
+pub mod codec;
+mod coordinator;
+mod durable;
+mod member;
+mod message;
+mod outside;
+mod planted;
+mod primary;
+mod replica;
 pub mod types;
 
+pub use codec::CodecError;
+pub use coordinator::Refusal;
+pub use durable::Durable;
+pub use message::*;
+pub use planted::Planted;
+pub use replica::{Action, ConfigurationChange, LogFacts, Records, Replica, Settings, Start};
 pub use types::*;

@@ -1,0 +1,104 @@
+//! The view file: what a server must remember to keep its promises.
+//! Owns: its fields and their bytes.
+//! Never: goes back: promised and formed only grow on one disk.
+//! Invariant: promised >= formed.
+//! Source: DESIGN rules 1 to 4; docs/disk-format.md has the layout.
+
+use crate::codec::{CodecError, Reader, Writer};
+use crate::message::Configuration;
+use crate::types::{Incarnation, ServerSet, View};
+
+const MAGIC: u32 = 0x4852_5056; // "HRPV"
+const VERSION: u32 = 1;
+
+/// The content of the view file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// The group this disk belongs to.
+    pub group: [u8; 16],
+    /// This life on this disk.
+    pub incarnation: Incarnation,
+    /// Highest view this server agreed to join.
+    pub promised: View,
+    /// Highest view whose complete initial log it holds.
+    pub formed: View,
+    /// The members of `formed`.
+    pub members: ServerSet,
+    /// Set when a write to the log failed: the log is not intact until rewritten (rule 8).
+    pub log_void: bool,
+    /// Who counted at `formed`.
+    pub configuration: Configuration,
+}
+
+impl Durable {
+    /// The bytes of one slot, its sequence number included; the slot file adds nothing.
+    pub fn encode(&self, sequence: u64) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u32(MAGIC).u32(VERSION).u64(sequence).bytes(&self.group);
+        w.incarnation(self.incarnation).u64(self.promised.0).u64(self.formed.0);
+        w.u8(self.members.0).u8(self.log_void as u8).configuration(&self.configuration);
+        w.sealed()
+    }
+
+    /// Reads a slot: the content and its sequence number.
+    pub fn decode(slot: &[u8]) -> Result<(Durable, u64), CodecError> {
+        let mut r = Reader::unsealed(slot)?;
+        if r.u32()? != MAGIC {
+            return Err(CodecError::Malformed("view file magic"));
+        }
+        if r.u32()? != VERSION {
+            return Err(CodecError::Malformed("view file version: written by a newer harp"));
+        }
+        let sequence = r.u64()?;
+        let durable = Durable {
+            group: r.array()?,
+            incarnation: r.incarnation()?,
+            promised: View(r.u64()?),
+            formed: View(r.u64()?),
+            members: ServerSet(r.u8()?),
+            log_void: r.flag()?,
+            configuration: r.configuration()?,
+        };
+        if durable.promised < durable.formed {
+            return Err(CodecError::Malformed("promised view below the formed one"));
+        }
+        Ok((durable, sequence))
+    }
+
+    /// The newest content among the two slots; `None` if neither is whole (media loss, rule 4).
+    pub fn newest(slots: [Option<&[u8]>; 2]) -> Option<(Durable, u64)> {
+        let whole = slots.into_iter().flatten().filter_map(|s| Durable::decode(s).ok());
+        whole.max_by_key(|(_, sequence)| *sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Durable {
+        Durable {
+            group: [7; 16],
+            incarnation: Incarnation { disk: 9, start: 3 },
+            promised: View(500),
+            formed: View(400),
+            members: ServerSet(0b101),
+            log_void: false,
+            configuration: Configuration {
+                disks: [1, 2, 3, 0, 0, 0, 0],
+                needs_image: ServerSet(2),
+            },
+        }
+    }
+
+    #[test]
+    fn the_newest_whole_slot_counts() {
+        let (old, new) = (sample(), Durable { promised: View(600), ..sample() });
+        let (a, b) = (old.encode(1), new.encode(2));
+        assert_eq!(Durable::newest([Some(&a), Some(&b)]), Some((new, 2)));
+        let mut torn = b.clone();
+        torn[40] ^= 1;
+        assert_eq!(Durable::newest([Some(&a), Some(&torn)]), Some((old, 1)));
+        assert_eq!(Durable::newest([None, Some(&torn)]), None);
+    }
+}

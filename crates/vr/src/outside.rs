@@ -1,0 +1,287 @@
+//! A server outside of the running view: it listens, catches up, and asks to be taken in.
+//! Owns: presence, the staged log's progress (learner and standby witness), the watch over the primary.
+//! Never: counts for anything with what it gathers here; only committed records are gathered.
+//! Invariant: the staged log is a prefix of committed history up to `committed`.
+//! Source: DESIGN rules 9, 10, 12; the Harp paper, section 4.3 ("warm" witness).
+
+use crate::message::{Message, Past, Presence};
+use crate::replica::{Action, LogFacts, Records, Replica, Running, Stage};
+use crate::types::{Nanos, Op, ServerId, View};
+
+/// A learner that lacks no more than this starts the view change that takes it in.
+const LEVEL_OPS: u64 = 4_096;
+
+/// Phase 2 may carry a whole log: it is given up after this many failure timeouts.
+pub(crate) const PHASE_TWO_TIMEOUTS: u64 = 50;
+
+impl Replica {
+    // ----- presence -----
+
+    pub(crate) fn on_presence(
+        &mut self,
+        now: Nanos,
+        from: ServerId,
+        presence: Presence,
+        out: &mut Vec<Action>,
+    ) {
+        let admitted =
+            self.configuration.disks[from.index()] == self.peers[from.index()].incarnation.disk;
+        let peer = &mut self.peers[from.index()];
+        peer.presence = Some(presence);
+        if admitted {
+            peer.lb = peer.lb.max(presence.lb);
+        }
+        self.advance_glb();
+        if presence.serving && presence.formed >= self.durable.formed {
+            self.hear_running(now, from, presence, out);
+        }
+    }
+
+    fn hear_running(
+        &mut self,
+        now: Nanos,
+        from: ServerId,
+        presence: Presence,
+        out: &mut Vec<Action>,
+    ) {
+        if self.is_normal() || self.running.is_some_and(|r| r.view > presence.formed) {
+            return;
+        }
+        self.running = Some(Running {
+            view: presence.formed,
+            members: presence.members,
+            primary: from,
+            cp: presence.cp,
+            heard: now,
+        });
+        self.refusing = None;
+        if matches!(self.stage, Stage::Outside { .. }) {
+            self.configuration = presence.configuration;
+            self.glb = self.glb.max(presence.glb);
+            self.drop_passed_log(presence, out);
+        }
+    }
+
+    /// Rule 10: a demoted witness keeps its log until all formed the next view and GLB passed its end.
+    fn drop_passed_log(&mut self, presence: Presence, out: &mut Vec<Action>) {
+        let witness = !self.settings.shape.is_copy(self.settings.me);
+        let passed = presence.formed > self.durable.formed && presence.glb >= self.log.end;
+        if witness && passed && self.tag.is_some() {
+            self.tag = None;
+            let end = self.log.end;
+            self.log = LogFacts { begin: end.next(), end, durable: end };
+            out.push(Action::DropLog);
+        }
+    }
+
+    pub(crate) fn send_presence(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if now.since(self.presence_at) < self.settings.heartbeat && self.presence_at != Nanos(0) {
+            return;
+        }
+        self.presence_at = now;
+        let presence = Presence {
+            promised: self.durable.promised,
+            formed: self.durable.formed,
+            members: self.durable.members,
+            serving: self.serving,
+            normal: self.is_normal(),
+            cp: self.cp,
+            lb: self.image.unwrap_or_default(),
+            glb: self.glb,
+            configuration: self.configuration,
+        };
+        for to in self.others() {
+            out.push(Action::Send { to, message: Message::Presence(presence) });
+        }
+    }
+
+    // ----- serving those who catch up -----
+
+    pub(crate) fn on_catch_up(
+        &mut self,
+        from: ServerId,
+        view: View,
+        first: Op,
+        out: &mut Vec<Action>,
+    ) {
+        if self.is_normal() && view == self.durable.formed {
+            out.push(Action::Past { to_server: from, from: first });
+        }
+    }
+
+    // ----- catching up -----
+
+    pub(crate) fn on_past(&mut self, now: Nanos, past: Past, out: &mut Vec<Action>) -> Records {
+        let Past { view, first, last, cp, begin } = past;
+        let outside = matches!(self.stage, Stage::Outside { .. });
+        let (Some(running), Some(staged), true) = (self.running, self.staged, outside) else {
+            return Records::Ignore;
+        };
+        if view != running.view {
+            return Records::Ignore;
+        }
+        let wanted = staged.end.next();
+        if wanted < begin {
+            // The sender trimmed beyond us (GLB moved on): begin anew above GLB.
+            self.restage(out);
+            return Records::Ignore;
+        }
+        if first > wanted || last < wanted {
+            return Records::Ignore; // nothing new: ask again in a while
+        }
+        self.cp = self.cp.max(last);
+        let more = cp > last;
+        self.catch_up_at = if more { now } else { now.plus(self.settings.heartbeat / 2) };
+        Records::Staged { above: staged.end }
+    }
+
+    fn restage(&mut self, out: &mut Vec<Action>) {
+        let begin = self.glb.next();
+        let on_disk = self.settings.shape.is_copy(self.settings.me);
+        self.stage_from(begin, on_disk, out);
+    }
+
+    fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let Some(running) = self.running else { return };
+        if self.holds_log_of(&running) {
+            return;
+        }
+        if self.staged.is_none() {
+            let whole = !self.configuration.needs_image.contains(self.settings.me);
+            if self.image.is_some_and(|lb| lb < self.glb || !whole) {
+                return; // the log alone cannot complete this image
+            }
+            self.restage(out);
+        }
+        if now < self.catch_up_at {
+            return;
+        }
+        self.catch_up_at = now.plus(2 * self.settings.heartbeat);
+        let from = self.staged.expect("staged above").end.next();
+        let to = self.catch_up_source(now, &running);
+        out.push(Action::Send { to, message: Message::CatchUp { view: running.view, from } });
+    }
+
+    /// Preferably not the primary: the promoted witness, then a backup.
+    fn catch_up_source(&self, now: Nanos, running: &Running) -> ServerId {
+        let shape = self.settings.shape;
+        let willing = running.members.iter().filter(|m| {
+            *m != running.primary
+                && *m != self.settings.me
+                && !self.is_silent(now, *m)
+                && self.peers[m.index()]
+                    .presence
+                    .is_some_and(|p| p.normal && p.formed == running.view)
+        });
+        willing.max_by_key(|m| !shape.is_copy(*m)).unwrap_or(running.primary)
+    }
+
+    fn is_level(&self) -> bool {
+        let Some(running) = self.running else { return false };
+        self.holds_log_of(&running)
+            || self.staged.is_some_and(|staged| {
+                staged.begin <= self.glb.next() && staged.end.0 + LEVEL_OPS >= running.cp.0
+            })
+    }
+
+    /// A member that restarted with its log: nothing committed in its absence.
+    fn holds_log_of(&self, running: &Running) -> bool {
+        self.tag == Some(running.view)
+    }
+
+    // ----- time -----
+
+    /// Time passed: heartbeats, watches, retries. Called at least every half heartbeat.
+    pub fn tick(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.send_presence(now, out);
+        if self.persist_done < self.persist_issued {
+            return;
+        }
+        self.advance_cp(now);
+        self.settle_configuration(out);
+        self.tick_attempt(now, out);
+        match &self.stage {
+            Stage::Primary(_) => self.watch_as_primary(now, out),
+            Stage::Member { .. } => self.watch_as_member(now, out),
+            Stage::Outside { .. } => self.watch_outside(now, out),
+            Stage::Promised { .. } | Stage::Installing { .. } => self.watch_change(now, out),
+        }
+        if self.is_normal() && self.attempt.is_none() && now > self.retry_at {
+            self.retries = 0;
+        }
+    }
+
+    /// Ends a turn: the acknowledgement that is due.
+    pub fn finish(&mut self, out: &mut Vec<Action>) {
+        self.acknowledge(out);
+    }
+
+    fn watch_as_member(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let Stage::Member { primary, heard, all_formed, since, .. } = self.stage else { return };
+        let timeout = self.settings.failure_timeout;
+        let mut heard = heard;
+        if !all_formed {
+            // The others may still be bringing their logs together: a sign of life is enough.
+            self.tell_installed(out);
+            if now.since(since) < PHASE_TWO_TIMEOUTS * timeout {
+                heard = heard.max(self.peers[primary.index()].heard);
+            }
+        }
+        let slow = now < self.excluded_until[primary.index()];
+        if now.since(heard) > timeout + self.settings.patience() / 2 || slow {
+            self.start_attempt(now, out);
+        }
+    }
+
+    fn watch_outside(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let Stage::Outside { since } = self.stage else { return };
+        let fresh =
+            self.running.filter(|r| now.since(r.heard) <= 2 * self.settings.failure_timeout);
+        let copy = self.settings.shape.is_copy(self.settings.me);
+        if fresh.is_some() {
+            self.catch_up(now, out);
+            if copy && self.is_level() && now >= self.excluded_until[self.me_index()] {
+                self.start_attempt(now, out);
+            }
+            return;
+        }
+        self.running = None;
+        let patience = self.settings.failure_timeout + self.settings.patience();
+        if copy && now.since(since) > patience {
+            self.start_attempt(now, out);
+        }
+    }
+
+    /// Promised or installing: if nothing comes of it, listen again, and (a copy) try anew.
+    fn watch_change(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let (coordinator, since, installing) = match &self.stage {
+            Stage::Promised { coordinator, since } => (*coordinator, *since, false),
+            Stage::Installing { coordinator, since, .. } => (*coordinator, *since, true),
+            _ => return,
+        };
+        if installing && self.tagging.is_none() {
+            let Stage::Installing { asked, .. } = &self.stage else { return };
+            if now.since(*asked) > 2 * self.settings.heartbeat {
+                self.progress_install(now, out);
+            }
+        }
+        let own = coordinator == self.settings.me && self.attempt.is_some();
+        if own || self.tagging.is_some() {
+            return;
+        }
+        // The view formed without us, or the coordinator is gone.
+        let passed_by = self.running.is_some_and(|r| r.view >= self.durable.promised);
+        let waited = now.since(since);
+        let limit = if installing { PHASE_TWO_TIMEOUTS } else { 3 } * self.settings.failure_timeout;
+        let gone = self.is_silent(now, coordinator) && waited > self.settings.failure_timeout;
+        if passed_by || gone || waited > limit {
+            self.leave_view(now, out);
+            let running = self.running;
+            self.stage = Stage::Outside { since: now };
+            self.running = running;
+            if gone && self.settings.shape.is_copy(self.settings.me) {
+                self.start_attempt(now, out);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Rules broken on purpose, chosen at run time, to see that the checkers find each.
+//! Owns: the list. The code asks [`crate::Replica::planted`] at the one place that each variant breaks.
+//! Never: set in production; `harp` has no way to name one.
+
+/// One rule of DESIGN section 4, broken in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Planted {
+    /// Rule 1: a promise leaves before the view file is durable.
+    PromiseNotDurable,
+    /// Rule 1: a member goes on acknowledging the lower view after its promise.
+    AckAfterPromise,
+    /// Rule 2: the primary commits when it alone has formed the view.
+    CommitBeforeAllFormed,
+    /// Rule 2: any complete log is voted, whatever view it is tagged with.
+    VoteUntagged,
+    /// Rule 2: the coordinator takes the shortest of the eligible logs.
+    ShortestLogWins,
+    /// Rule 3: a log found damaged or missing is voted as an empty one.
+    AmnesiaVotes,
+    /// Rule 3: a member acknowledges what its disk has not confirmed.
+    AckBeforeDurable,
+    /// Rule 4: an emptied disk is formatted as on the first start and counts at once.
+    MissingIsFirstStart,
+    /// Rule 6: a phase 2 at or below the formed view is carried out again.
+    InstallTwice,
+    /// Rule 7: the primary answers reads without a lease.
+    ReadWithoutLease,
+    /// Rule 7: a new primary does not wait for promises made to the old one.
+    NoLeaseWait,
+    /// Rule 8: a failed sync counts as done.
+    SyncFailureIgnored,
+    /// Rule 10: GLB leaves absent copies out without a `needs image` mark.
+    TrimIgnoresAbsent,
+    /// Section 3: a reply leaves before CP covers its record.
+    ReplyBeforeCommit,
+    /// Section 3: a read shows records above CP.
+    ReadAboveCommit,
+    /// Section 3: the client table is not consulted for repeats.
+    NoClientTable,
+}
+
+impl Planted {
+    /// All of them, with the names the command line takes.
+    pub const ALL: [(Planted, &'static str); 16] = [
+        (Planted::PromiseNotDurable, "promise-not-durable"),
+        (Planted::AckAfterPromise, "ack-after-promise"),
+        (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
+        (Planted::VoteUntagged, "vote-untagged"),
+        (Planted::ShortestLogWins, "shortest-log-wins"),
+        (Planted::AmnesiaVotes, "amnesia-votes"),
+        (Planted::AckBeforeDurable, "ack-before-durable"),
+        (Planted::MissingIsFirstStart, "missing-is-first-start"),
+        (Planted::InstallTwice, "install-twice"),
+        (Planted::ReadWithoutLease, "read-without-lease"),
+        (Planted::NoLeaseWait, "no-lease-wait"),
+        (Planted::SyncFailureIgnored, "sync-failure-ignored"),
+        (Planted::TrimIgnoresAbsent, "trim-ignores-absent"),
+        (Planted::ReplyBeforeCommit, "reply-before-commit"),
+        (Planted::ReadAboveCommit, "read-above-commit"),
+        (Planted::NoClientTable, "no-client-table"),
+    ];
+
+    /// The variant with this name.
+    pub fn named(name: &str) -> Option<Planted> {
+        Planted::ALL.iter().find(|(_, n)| *n == name).map(|(p, _)| *p)
+    }
+}
