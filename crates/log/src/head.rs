@@ -75,6 +75,11 @@ impl Head {
         bytes
     }
 
+    /// Whether the two differ in nothing but the number of the write.
+    pub fn says_the_same_as(&self, other: &Head) -> bool {
+        Head { sequence: other.sequence, ..*self } == *other
+    }
+
     /// Reads a slot. `None`: torn, damaged, or no head.
     pub fn read(bytes: &[u8]) -> Option<Head> {
         let bytes = bytes.get(..HEAD_BYTES)?;

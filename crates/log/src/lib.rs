@@ -12,6 +12,7 @@ mod log;
 mod record;
 mod recover;
 pub mod ring;
+mod swap;
 
 pub use batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BadExtent, ExtentRecords, parse_extent};
 pub use body::Body;

@@ -1,15 +1,23 @@
-//! The log of one server: appends, batches, durability, trimming.
-//! Owns: the ring's writing end, what is written and what is durable, the head.
+//! The log of one server: appends, batches, durability, room.
+//! Owns: the ring's writing end, what is written and what is durable.
 //! Never: does I/O; it hands out [`DiskCommand`]s and is told of their completion.
 //! Invariant: no byte is overwritten, in the ring or on disk, that is pinned, unwritten, or covered by
 //! the durable head.
-//! Source: DESIGN rules 2, 3, 5, 8 and 10, section 7.
+//! Source: DESIGN rules 3, 8 and 10, section 7.
 
-use crate::body::Body;
-use crate::disk::{DiskCommand, DiskDone};
-use crate::head::HEAD_EXTRA_BYTES;
-use crate::record::{BadRecord, RawRecord, Record};
+use std::collections::VecDeque;
+
+use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
+use crate::body::{Body, Seam};
+use crate::disk::{DiskCommand, DiskDone, SlotFile};
+use crate::head::{HEAD_EXTRA_BYTES, Head};
+use crate::record::{
+    BadRecord, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RawRecord, Record, RecordHeader, record_len,
+};
 use crate::ring::{LogPos, Ring};
+
+/// A batch that has reached this length is closed.
+const BATCH_BYTES_SOFT_MAX: u64 = 1 << 20;
 
 /// The settings of one server's log.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +31,33 @@ pub struct LogSettings {
     pub start: u64,
 }
 
+impl LogSettings {
+    pub(crate) fn check(&self, ring: &Ring) {
+        assert!(self.segment_bytes.is_power_of_two(), "a segment's length is a power of two");
+        assert!(self.segment_bytes >= 4 * BLOCK_BYTES, "a segment has at least four blocks");
+        assert!(self.segment_bytes <= ring.len(), "a segment fits into the ring");
+        assert!(self.disk_bytes() >= ring.len(), "the disk holds at least what the ring holds");
+        assert!(self.start < 1 << 36, "start counters are below 2^36");
+    }
+
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.segment_bytes * self.segments_max
+    }
+
+    /// The longest record that fits into a segment.
+    fn record_bytes_max(&self) -> u64 {
+        (self.segment_bytes - BATCH_HEADER_BYTES as u64).min(RECORD_BYTES_MAX as u64)
+    }
+
+    pub(crate) fn segment_floor(&self, pos: u64) -> u64 {
+        pos & !(self.segment_bytes - 1)
+    }
+
+    pub(crate) fn segment_ceil(&self, pos: u64) -> u64 {
+        pos.next_multiple_of(self.segment_bytes)
+    }
+}
+
 /// Why nothing can be appended now. Nothing was overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFull {
@@ -32,6 +67,17 @@ pub enum LogFull {
     Disk,
 }
 
+impl std::fmt::Display for LogFull {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LogFull::Ring => write!(f, "the log's memory is full"),
+            LogFull::Disk => write!(f, "the log's disk segments are full"),
+        }
+    }
+}
+
+impl std::error::Error for LogFull {}
+
 /// Why a peer's record was not appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendError {
@@ -40,6 +86,17 @@ pub enum AppendError {
     /// There is no room.
     Full(LogFull),
 }
+
+impl std::fmt::Display for AppendError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AppendError::Bad(bad) => write!(f, "{bad}"),
+            AppendError::Full(full) => write!(f, "{full}"),
+        }
+    }
+}
+
+impl std::error::Error for AppendError {}
 
 /// Whether there is room to append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +118,66 @@ pub struct Progress {
     pub head: Option<u64>,
 }
 
+/// The batch that appends go to. Its header's place is kept free until it is closed.
+#[derive(Clone, Copy, Debug)]
+struct OpenBatch {
+    pos: u64,
+    /// Where the next record goes.
+    end: u64,
+    /// No further record at or beyond this.
+    soft_end: u64,
+    /// The segment's end.
+    hard_end: u64,
+    count: u32,
+}
+
+/// A write that is to be handed out, or was and is not done.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    generation: u64,
+    pos: u64,
+    bytes: u64,
+    /// Last op the log holds at its end.
+    end_op: u64,
+}
+
+/// A head that was handed out and is not durable.
+#[derive(Clone, Copy, Debug)]
+struct HeadWrite {
+    /// As of its second slot.
+    head: Head,
+    /// Whether somebody waits for it.
+    awaited: bool,
+}
+
 /// The log of one server.
 #[derive(Debug)]
 pub struct Log {
-    current: Body,
+    pub(crate) ring: Ring,
+    pub(crate) settings: LogSettings,
+    pub(crate) current: Body,
+    pub(crate) staged: Option<Body>,
+    /// The growing log's open batch.
+    open: Option<OpenBatch>,
+    /// Where the record lies that was begun, and the space given to its body.
+    begun: Option<(u64, usize)>,
+    pending: VecDeque<Extent>,
+    in_flight: VecDeque<Extent>,
+    /// A write of the staged log was handed out without a sync, and none with one after it.
+    unsynced: bool,
+    /// The ring's and the disk's bytes from here on may not be overwritten.
+    ring_limit: u64,
+    disk_limit: u64,
+    /// When the end passes this, a record in memory is about to be overwritten.
+    forget_at: u64,
+    /// The newest head handed out, and the newest durable one.
+    pub(crate) head: Head,
+    pub(crate) durable_head: Head,
+    head_writes: VecDeque<HeadWrite>,
+    pub(crate) generation_last: u64,
+    pub(crate) cp: u64,
+    /// The log was found not intact and must be reset.
+    pub(crate) amnesia: bool,
 }
 
 impl Log {
@@ -75,8 +188,46 @@ impl Log {
         begin_op: u64,
         out: &mut Vec<DiskCommand>,
     ) -> Log {
-        let _ = (ring, settings, begin_op, out);
-        todo!()
+        let mut log = Log::forgotten(ring, settings, 0);
+        log.reset(begin_op, out);
+        log
+    }
+
+    /// A log that must be reset. `sequence`: of the newest head on the disk.
+    pub(crate) fn forgotten(ring: Ring, settings: LogSettings, sequence: u64) -> Log {
+        let seam = Seam { pos: 0, op: 0, chain: Some(0), prev_header: 0 };
+        let body = Body::new(ring.clone(), settings.segment_bytes, 0, seam);
+        let head = Head::of(&body, &settings, sequence);
+        let mut log = Log::of(ring, settings, body, head);
+        log.amnesia = true;
+        log
+    }
+
+    /// A log with nothing open and nothing under way.
+    pub(crate) fn of(ring: Ring, settings: LogSettings, current: Body, head: Head) -> Log {
+        settings.check(&ring);
+        let mut log = Log {
+            ring,
+            settings,
+            generation_last: current.generation,
+            current,
+            staged: None,
+            open: None,
+            begun: None,
+            pending: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            unsynced: false,
+            ring_limit: 0,
+            disk_limit: 0,
+            forget_at: 0,
+            head,
+            durable_head: head,
+            head_writes: VecDeque::new(),
+            cp: 0,
+            amnesia: false,
+        };
+        log.refresh_limits();
+        log
     }
 
     /// The log that votes when tagged.
@@ -86,12 +237,21 @@ impl Log {
 
     /// The log being built to replace the current one.
     pub fn staged(&self) -> Option<&Body> {
-        todo!()
+        self.staged.as_ref()
     }
 
     /// The log that appends go to: the staged one if there is one.
     pub fn growing(&self) -> &Body {
-        todo!()
+        self.staged.as_ref().unwrap_or(&self.current)
+    }
+
+    pub(crate) fn growing_mut(&mut self) -> &mut Body {
+        self.staged.as_mut().unwrap_or(&mut self.current)
+    }
+
+    fn body_mut(&mut self, generation: u64) -> Option<&mut Body> {
+        let staged = self.staged.as_mut().filter(|body| body.generation == generation);
+        staged.or(Some(&mut self.current).filter(|body| body.generation == generation))
     }
 
     /// The record of `op` in the growing log, if it lies in memory.
@@ -111,158 +271,422 @@ impl Log {
 
     /// The ring.
     pub fn ring(&self) -> &Ring {
-        todo!()
+        &self.ring
+    }
+
+    /// The user's bytes in the newest durable head.
+    pub fn extra(&self) -> &[u8; HEAD_EXTRA_BYTES] {
+        &self.durable_head.extra
+    }
+
+    fn write_space(&mut self, pos: u64, len: usize) -> &mut [u8] {
+        debug_assert!(pos >= self.growing().tail.pos);
+        // SAFETY: `&mut self` is the one writer. The place lies in the open batch, above the log's end;
+        // `place` made sure that what lay there a ring length ago is neither pinned nor unwritten, and
+        // took it out of the index.
+        unsafe { self.ring.bytes_mut(LogPos(pos), len as u32) }
     }
 
     /// Room for the body of the next record, at most `body_max` bytes
-    /// ([`crate::RECORD_BODY_BYTES_MAX`]), in place. Given up silently if not finished.
+    /// ([`crate::RECORD_BODY_BYTES_MAX`], and it must fit into a segment), in place. What is in it is
+    /// arbitrary. Given up silently if the record is not finished.
     pub fn begin_record(&mut self, body_max: usize) -> Result<&mut [u8], LogFull> {
-        let _ = body_max;
-        todo!()
+        let len = record_len(body_max) as u64;
+        assert!(len <= self.settings.record_bytes_max(), "a body of {body_max} bytes is too long");
+        let pos = self.place(len)?;
+        self.begun = Some((pos, body_max));
+        Ok(self.write_space(pos + RECORD_HEADER_BYTES as u64, body_max))
     }
 
     /// Completes the record begun last with the first `body_len` bytes of its body. Returns its op.
     pub fn finish_record(&mut self, kind: u8, view: u64, time: u64, body_len: usize) -> u64 {
-        let _ = (kind, view, time, body_len);
-        todo!()
+        let (pos, body_max) = self.begun.take().expect("a record was begun");
+        assert!(body_len <= body_max, "a body longer than the space asked for");
+        let body = self.growing();
+        let (op, prev_crc) = (body.end() + 1, body.end_chain().unwrap_or(0));
+        let body_len_field = body_len as u32;
+        let header = RecordHeader {
+            len: 0,
+            crc: 0,
+            prev_crc,
+            body_len: body_len_field,
+            op,
+            view,
+            time,
+            kind,
+        };
+        let len = record_len(body_len);
+        let crc = header.finish(self.write_space(pos, len));
+        self.take_in(pos, len as u64, crc)
     }
 
     /// Appends a record as a peer sent it. Returns its op.
     pub fn append_raw(&mut self, record: &RawRecord<'_>) -> Result<u64, AppendError> {
-        let _ = record;
-        todo!()
+        let body = self.growing();
+        record.follows(body.end() + 1, body.end_chain()).map_err(AppendError::Bad)?;
+        let len = record.bytes().len();
+        if len as u64 > self.settings.record_bytes_max() {
+            return Err(AppendError::Bad(BadRecord::Length(len as u32)));
+        }
+        let pos = self.place(len as u64).map_err(AppendError::Full)?;
+        self.begun = None;
+        self.write_space(pos, len).copy_from_slice(record.bytes());
+        Ok(self.take_in(pos, len as u64, record.header().crc))
+    }
+
+    fn take_in(&mut self, pos: u64, len: u64, crc: u32) -> u64 {
+        let open = self.open.as_mut().expect("a record lies in the open batch");
+        assert_eq!(open.end, pos, "records lie one after the other");
+        open.end += len;
+        open.count += 1;
+        if self.forget_at == u64::MAX {
+            self.forget_at = pos + self.ring.len();
+        }
+        self.growing_mut().push_record(pos, crc)
+    }
+
+    /// Finds the place of a record of `len` bytes, opening a batch if need be.
+    fn place(&mut self, len: u64) -> Result<u64, LogFull> {
+        if let Some(open) = self.open {
+            let end = open.end + len;
+            if open.end < open.soft_end && end <= open.hard_end {
+                self.claim(end)?;
+                return Ok(open.end);
+            }
+            self.close_batch();
+        }
+        assert!(!self.amnesia, "a log that is not intact is reset before it is used");
+        let (pos, hard_end) = self.batch_place(len);
+        let records = pos + BATCH_HEADER_BYTES as u64;
+        self.refresh_limits();
+        self.claim(records + len)?;
+        let soft_end = pos + BATCH_BYTES_SOFT_MAX.min(self.settings.segment_bytes / 4);
+        self.open = Some(OpenBatch { pos, end: records, soft_end, hard_end, count: 0 });
+        Ok(records)
+    }
+
+    /// Where a batch with `len` bytes of records goes, and the end of that segment.
+    fn batch_place(&self, len: u64) -> (u64, u64) {
+        let tail = self.growing().tail.pos;
+        let segment_end = self.settings.segment_floor(tail) + self.settings.segment_bytes;
+        if tail + BATCH_HEADER_BYTES as u64 + len <= segment_end {
+            (tail, segment_end)
+        } else {
+            (segment_end, segment_end + self.settings.segment_bytes)
+        }
+    }
+
+    /// Makes sure that everything up to `end` may be written, and lets go of what it overwrites.
+    fn claim(&mut self, end: u64) -> Result<(), LogFull> {
+        if end > self.ring_limit {
+            return Err(LogFull::Ring);
+        }
+        if end > self.disk_limit {
+            return Err(LogFull::Disk);
+        }
+        let end = end.next_multiple_of(BLOCK_BYTES);
+        if end > self.forget_at {
+            let floor = end.saturating_sub(self.ring.len());
+            self.current.forget_below(floor);
+            if let Some(staged) = &mut self.staged {
+                staged.forget_below(floor);
+            }
+            self.refresh_forget();
+        }
+        Ok(())
+    }
+
+    fn refresh_forget(&mut self) {
+        let staged = self.staged.as_ref().and_then(Body::memory_floor);
+        let floor = self.current.memory_floor().into_iter().chain(staged).min();
+        self.forget_at = floor.map_or(u64::MAX, |floor| floor + self.ring.len());
+    }
+
+    /// End of what is appended.
+    fn end_pos(&self) -> u64 {
+        self.open.map_or(self.growing().tail.pos, |open| open.end)
+    }
+
+    /// Computes anew up to where ring and disk may be written.
+    pub(crate) fn refresh_limits(&mut self) {
+        let (at, ring) = (self.end_pos(), self.ring.len());
+        let growing = self.growing();
+        let mut limit = at + ring;
+        for floor in growing.pinned_floor().into_iter().chain(self.open.map(|open| open.pos)) {
+            limit = limit.min(floor + ring);
+        }
+        for extent in self.pending.iter().chain(&self.in_flight) {
+            // Where the extent's bytes come next in the ring, at or after the end. An extent above
+            // the end belongs to a dropped log.
+            let end = extent.pos + extent.bytes;
+            let ahead = (end as i64 - at as i64 - 1).rem_euclid(ring as i64) as u64;
+            limit = limit.min((at + 1 + ahead).saturating_sub(extent.bytes).max(at));
+        }
+        let on_disk = growing.on_disk;
+        self.ring_limit = limit & !(BLOCK_BYTES - 1);
+        self.disk_limit = if on_disk {
+            self.settings.segment_floor(self.durable_head.begin_pos) + self.settings.disk_bytes()
+        } else {
+            u64::MAX
+        };
+        self.refresh_forget();
+    }
+
+    /// Writes the open batch's header and padding. A batch without records is given up.
+    pub(crate) fn close_batch(&mut self) {
+        self.begun = None;
+        if let Some(open) = self.open.take().filter(|open| open.count > 0) {
+            self.finish_batch(open);
+        }
+    }
+
+    fn finish_batch(&mut self, open: OpenBatch) {
+        let (start, cp) = (self.settings.start, self.cp);
+        let body = self.growing();
+        let header = BatchHeader {
+            crc: 0,
+            generation: body.generation,
+            pos: open.pos,
+            first_op: body.tail.op + 1,
+            durable_mark: body.durable.1,
+            cp,
+            start,
+            count: open.count,
+            record_bytes: (open.end - open.pos) as u32 - BATCH_HEADER_BYTES as u32,
+            prev_header: body.tail.prev_header,
+            end_crc: body.end_chain().unwrap_or(0),
+        };
+        let bytes = header.padded_bytes();
+        let space = self.write_space(open.pos, bytes as usize);
+        let header_crc = header.write(space);
+        space[(open.end - open.pos) as usize..].fill(0);
+        let body = self.growing_mut();
+        assert_eq!(body.end() - body.tail.op, open.count as u64, "a batch holds all new records");
+        body.push_batch(open.pos, bytes, header_crc);
+        body.mark = body.mark.max(header.durable_mark);
+        if body.on_disk {
+            let (generation, end_op) = (body.generation, body.end());
+            self.push_pending(Extent { generation, pos: open.pos, bytes, end_op });
+        }
+    }
+
+    pub(crate) fn push_write(&mut self, generation: u64, pos: u64, bytes: u64, end_op: u64) {
+        self.push_pending(Extent { generation, pos, bytes, end_op });
+    }
+
+    fn push_pending(&mut self, extent: Extent) {
+        let segment_bytes = self.settings.segment_bytes;
+        match self.pending.back_mut() {
+            Some(last)
+                if last.generation == extent.generation
+                    && last.pos + last.bytes == extent.pos
+                    && last.pos / segment_bytes == extent.pos / segment_bytes =>
+            {
+                last.bytes += extent.bytes;
+                last.end_op = extent.end_op;
+            }
+            _ => self.pending.push_back(extent),
+        }
+    }
+
+    /// Hands out what is closed. What belongs to the current log, or to one being swapped in, is synced;
+    /// with `sync`, everything closed is durable when it is done.
+    pub(crate) fn hand_out(&mut self, sync: bool, out: &mut Vec<DiskCommand>) -> bool {
+        let swapping = self.swapping();
+        let current = self.current.generation;
+        let needed = self.pending.iter().any(|w| w.generation == current || swapping);
+        let sync = sync || needed;
+        if self.pending.is_empty() && sync && self.unsynced {
+            // Nothing new to carry the sync: the newest block once more, the same bytes.
+            let body = self.growing();
+            let (generation, pos) = (body.generation, body.tail.pos - BLOCK_BYTES);
+            let end_op = body.tail.op;
+            self.pending.push_back(Extent { generation, pos, bytes: BLOCK_BYTES, end_op });
+        }
+        let handed = !self.pending.is_empty();
+        while let Some(extent) = self.pending.pop_front() {
+            let sync = sync && self.pending.is_empty();
+            let (at, bytes) = (LogPos(extent.pos), extent.bytes as u32);
+            out.push(DiskCommand::Write { at, bytes, sync });
+            self.unsynced = !sync;
+            self.in_flight.push_back(extent);
+        }
+        handed
     }
 
     /// Closes the open batch and hands out what is unwritten, unless a write is under way; the group
     /// commit. `cp` is the commit point known. Also writes the head when trimming makes it due. Returns
     /// whether a write was handed out. Call it once at the end of each step.
     pub fn seal(&mut self, cp: u64, out: &mut Vec<DiskCommand>) -> bool {
-        let _ = (cp, out);
-        todo!()
+        self.cp = self.cp.max(cp);
+        self.write_trimmed_head(out);
+        if !self.in_flight.is_empty() {
+            return false;
+        }
+        if self.growing().on_disk {
+            self.close_batch();
+        }
+        self.hand_out(false, out)
     }
 
-    /// Whether records are durable that no durable batch's mark covers yet (rule 3). If that lasts for 10 ms,
+    /// Whether all is durable and no batch's or head's mark says so yet (rule 3). If that lasts for 10 ms,
     /// call [`Log::seal_mark`].
     pub fn mark_due(&self) -> bool {
-        todo!()
+        let body = self.growing();
+        body.on_disk
+            && (self.staged.is_none() || self.swapping())
+            && body.mark < body.records_end
+            && body.records_end <= body.durable.1
+            && self.open.is_none_or(|open| open.count == 0)
+            && self.in_flight.is_empty()
+            && self.pending.is_empty()
     }
 
-    /// Writes an empty batch, whose mark covers what is durable. Does nothing unless it is due.
+    /// Writes an empty batch whose mark covers what is durable, if [`Log::mark_due`] and there is room.
     pub fn seal_mark(&mut self, cp: u64, out: &mut Vec<DiskCommand>) -> bool {
-        let _ = (cp, out);
-        todo!()
+        if !self.mark_due() {
+            return false;
+        }
+        self.cp = self.cp.max(cp);
+        (self.open, self.begun) = (None, None);
+        let (pos, hard_end) = self.batch_place(0);
+        let end = pos + BATCH_HEADER_BYTES as u64;
+        if self.claim(end).is_err() {
+            return false;
+        }
+        self.finish_batch(OpenBatch { pos, end, soft_end: end, hard_end, count: 0 });
+        self.hand_out(true, out)
     }
 
     /// Takes note of a completion. A failure changes nothing here: it is a crash, the caller's business.
     pub fn on_disk(&mut self, done: &DiskDone) -> Progress {
-        let _ = done;
-        todo!()
+        match done {
+            DiskDone::Written { upto, synced } => {
+                let progress = Progress { durable: self.on_written(upto.0, *synced), head: None };
+                self.refresh_limits();
+                progress
+            }
+            DiskDone::Slot { file: SlotFile::LogHead, sequence } => {
+                let head = self.on_head(*sequence);
+                self.refresh_limits();
+                Progress { durable: false, head }
+            }
+            DiskDone::Slot { .. } | DiskDone::Read { .. } | DiskDone::Failed { .. } => {
+                Progress::default()
+            }
+        }
     }
 
-    /// Begins a staged log at `begin_op`, dropping one there may be. `chain`: checksum of the record before
-    /// `begin_op`, where known. `on_disk`: whether records are written as they come (without syncs, until
-    /// the swap) or stay in memory only, where the oldest make room for the newest.
-    ///
-    /// False, and nothing changed, while a swap is under way ([`Log::swapping`]).
-    pub fn stage(
+    fn on_written(&mut self, upto: u64, synced: bool) -> bool {
+        let extent = self.in_flight.pop_front().expect("a write was under way");
+        assert_eq!(extent.pos + extent.bytes, upto, "writes are done in order");
+        if let Some(body) = self.body_mut(extent.generation) {
+            body.written = (extent.end_op, upto);
+        }
+        let before = self.growing().durable.0;
+        if synced {
+            for body in [Some(&mut self.current), self.staged.as_mut()].into_iter().flatten() {
+                if body.on_disk {
+                    body.durable = body.written;
+                }
+            }
+        }
+        self.growing().durable.0 > before
+    }
+
+    /// Hands out a head, to both slots. Returns the sequence of the second.
+    pub(crate) fn hand_out_head(
         &mut self,
-        begin_op: u64,
-        chain: Option<u32>,
-        on_disk: bool,
-        source_view: u64,
-    ) -> bool {
-        let _ = (begin_op, chain, on_disk, source_view);
-        todo!()
+        head: Head,
+        awaited: bool,
+        out: &mut Vec<DiskCommand>,
+    ) -> u64 {
+        assert!(head.sequence == self.head.sequence, "a head is made from the newest one");
+        let mut head = head;
+        for _ in 0..2 {
+            head.sequence += 1;
+            let (sequence, bytes) = (head.sequence, head.to_bytes());
+            out.push(DiskCommand::Slot { file: SlotFile::LogHead, sequence, bytes });
+        }
+        self.head = head;
+        self.head_writes.push_back(HeadWrite { head, awaited });
+        head.sequence
     }
 
-    /// Drops the staged log. False, and nothing changed, while a swap is under way.
-    pub fn drop_staged(&mut self) -> bool {
-        todo!()
+    fn on_head(&mut self, sequence: u64) -> Option<u64> {
+        let write = *self.head_writes.front().expect("a head write was under way");
+        if write.head.sequence != sequence {
+            assert_eq!(write.head.sequence, sequence + 1, "heads are written in order");
+            return None;
+        }
+        self.head_writes.pop_front();
+        let head = write.head;
+        self.durable_head = head;
+        if self.staged.as_ref().is_some_and(|body| body.generation == head.generation) {
+            self.current = self.staged.take().expect("looked at above");
+        }
+        if self.current.generation == head.generation {
+            self.current.tag = (head.tag != 0).then_some(head.tag);
+            self.current.members = head.members;
+            self.current.mark = self.current.mark.max(head.durable_mark);
+        }
+        write.awaited.then_some(sequence)
     }
 
     /// Whether a swap was asked for whose head is not durable yet.
     pub fn swapping(&self) -> bool {
-        todo!()
+        let staged = self.staged.as_ref().map(|body| body.generation);
+        self.head_writes.iter().any(|write| Some(write.head.generation) == staged)
     }
 
-    /// Turns a staged log in memory into one on disk, and hands out the writes for all it holds.
-    pub fn persist(&mut self, cp: u64, out: &mut Vec<DiskCommand>) -> Result<(), LogFull> {
-        let _ = (cp, out);
-        todo!()
+    pub(crate) fn heads_under_way(&self) -> bool {
+        !self.head_writes.is_empty()
     }
 
-    /// Makes the current log durable, then tags it: complete for `view` with `members`. `extra` is kept in
-    /// the head. Returns the sequence that [`Progress::head`] names once the tag is durable.
-    pub fn tag(
-        &mut self,
-        view: u64,
-        members: u8,
-        extra: [u8; HEAD_EXTRA_BYTES],
-        cp: u64,
-        out: &mut Vec<DiskCommand>,
-    ) -> u64 {
-        let _ = (view, members, extra, cp, out);
-        todo!()
-    }
-
-    /// Makes the staged log durable, then makes it the current one, tagged as [`Log::tag`] does, by one
-    /// atomic head write. Until that is durable the old log stays current; appends go to the staged one. A
-    /// staged log in memory is persisted first, which may lack room.
-    pub fn swap(
-        &mut self,
-        view: u64,
-        members: u8,
-        extra: [u8; HEAD_EXTRA_BYTES],
-        cp: u64,
-        out: &mut Vec<DiskCommand>,
-    ) -> Result<u64, LogFull> {
-        let _ = (view, members, extra, cp, out);
-        todo!()
-    }
-
-    /// Replaces everything by an empty, untagged current log that begins at `begin_op`. Returns the
-    /// sequence of its head. Needed after amnesia before anything else.
-    pub fn reset(&mut self, begin_op: u64, out: &mut Vec<DiskCommand>) -> u64 {
-        let _ = (begin_op, out);
-        todo!()
-    }
-
-    /// The user's bytes in the newest durable head.
-    pub fn extra(&self) -> &[u8; HEAD_EXTRA_BYTES] {
-        todo!()
-    }
-
-    /// Records up to `glb` need not stay on disk. Takes effect in whole batches.
-    pub fn trim(&mut self, glb: u64) {
-        let _ = glb;
-        todo!()
+    /// Forgets what was appended to a dropped log and not handed out.
+    pub(crate) fn drop_unwritten(&mut self, generation: u64) {
+        (self.open, self.begun) = (None, None);
+        self.unsynced = false;
+        self.pending.retain(|extent| extent.generation != generation);
     }
 
     /// Keeps the growing log's records above `op` in memory, and lets go of those up to it. At first all
     /// that memory holds is kept.
     pub fn pin(&mut self, op: u64) {
-        let _ = op;
-        todo!()
+        self.growing_mut().pin = op;
+        self.refresh_limits();
     }
 
-    /// Whether records of `bytes` bytes in all, headers included, can be appended now.
+    /// Whether records of `bytes` bytes in all, headers included, can be appended now, however they
+    /// fall into batches and segments.
     pub fn room(&self, bytes: u64) -> Room {
-        let _ = bytes;
-        todo!()
+        let settings = &self.settings;
+        let soft_max = BATCH_BYTES_SOFT_MAX.min(settings.segment_bytes / 4);
+        let batches = bytes / soft_max + 2;
+        let lost = bytes.min(settings.record_bytes_max()) + BLOCK_BYTES;
+        let crossed = (bytes + batches * BLOCK_BYTES) / settings.segment_bytes + 1;
+        let end = self.end_pos() + bytes + batches * BLOCK_BYTES + crossed * lost;
+        if end > self.ring_limit {
+            Room::RingFull
+        } else if end > self.disk_limit {
+            Room::DiskFull
+        } else {
+            Room::Ok
+        }
     }
 
     /// Bytes of the ring that are pinned or unwritten.
     pub fn used_ring_bytes(&self) -> u64 {
-        todo!()
+        self.ring.len().saturating_sub(self.ring_limit.saturating_sub(self.end_pos()))
     }
 
     /// Bytes of disk that hold records still needed, gaps between batches included.
     pub fn used_disk_bytes(&self) -> u64 {
-        todo!()
+        self.end_pos().saturating_sub(self.current.begin_seam().pos)
     }
 
     /// Bytes of disk there are.
     pub fn disk_bytes(&self) -> u64 {
-        todo!()
+        self.settings.disk_bytes()
     }
 }

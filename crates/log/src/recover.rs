@@ -4,9 +4,19 @@
 //! Invariant: everything that was durable is in a log found intact, and nothing that was not appended.
 //! Source: DESIGN rule 3; `docs/disk-format-log.md`.
 
-use crate::disk::{DiskError, LogDisk};
+use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
+use crate::body::{Body, Seam};
+use crate::disk::{DiskError, LogDisk, SlotFile};
+use crate::head::{Head, NUMBER_MAX};
 use crate::log::{Log, LogSettings};
+use crate::record::{RawRecord, RawRecords};
 use crate::ring::{LogPos, Ring};
+
+/// The walk reads this much at a time.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+/// The search for marks behind the log's end reads this much at a time.
+const SCAN_BYTES_MAX: u64 = 256 << 10;
 
 /// Why a log is not intact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +43,22 @@ pub enum AmnesiaWhy {
     },
 }
 
+impl std::fmt::Display for AmnesiaWhy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AmnesiaWhy::HeadMissing => write!(f, "the log's head is missing"),
+            AmnesiaWhy::HeadInvalid => write!(f, "no slot of the log's head is valid"),
+            AmnesiaWhy::Geometry { segment_bytes, segments_max } => {
+                write!(f, "the log on disk has {segments_max} segments of {segment_bytes} bytes")
+            }
+            AmnesiaWhy::Unreadable(error) => write!(f, "the log cannot be read: {error}"),
+            AmnesiaWhy::Damaged { at, mark } => {
+                write!(f, "the log is damaged at {}, it was durable up to {}", at.0, mark.0)
+            }
+        }
+    }
+}
+
 /// Whether the log is intact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -45,22 +71,309 @@ pub enum Verdict {
 /// What recovery found.
 #[derive(Debug)]
 pub struct Recovered {
-    /// The log. All of it is durable.
+    /// The log. If it is intact, all of it is durable.
     pub log: Log,
     /// Whether it may be trusted.
     pub verdict: Verdict,
     /// The highest commit point that a batch header named; 0 if none did.
     pub cp_known: u64,
-    /// Where a torn tail was cut off, if there was one.
-    pub cut: Option<LogPos>,
+    /// Where a log that is intact ends on disk; a torn tail from there on was cut off.
+    pub end: LogPos,
 }
 
-/// Reads the log back. An error means a write or sync failed: a crash (rule 8).
+/// Why the walk stops before the log's end.
+enum Stop {
+    NotIntact(AmnesiaWhy),
+    /// A write or a sync failed.
+    Crash(DiskError),
+}
+
+impl Stop {
+    fn unreadable(error: DiskError) -> Stop {
+        Stop::NotIntact(AmnesiaWhy::Unreadable(error))
+    }
+}
+
+/// Reads the log back into the ring, as much of its end as fits into three quarters of it.
+///
+/// What was appended last and is whole, but not known to have been durable, is written again and synced.
+/// An error means that a write or sync failed: a crash (rule 8).
 pub fn recover(
     disk: &mut dyn LogDisk,
     ring: Ring,
     settings: LogSettings,
 ) -> Result<Recovered, DiskError> {
-    let _ = (disk, ring, settings);
-    todo!()
+    settings.check(&ring);
+    let mut sequence = 0;
+    let stop = match read_head(disk, &settings, &mut sequence) {
+        Ok(head) => match Walk::new(disk, ring.clone(), settings, head).run() {
+            Ok(recovered) => return Ok(recovered),
+            Err(stop) => stop,
+        },
+        Err(stop) => stop,
+    };
+    match stop {
+        Stop::Crash(error) => Err(error),
+        Stop::NotIntact(why) => Ok(Recovered {
+            log: Log::forgotten(ring, settings, sequence),
+            verdict: Verdict::Amnesia(why),
+            cp_known: 0,
+            end: LogPos(0),
+        }),
+    }
+}
+
+/// Finds the newest valid head and sees to it that both slots hold it. `sequence` becomes the highest one
+/// found.
+fn read_head(
+    disk: &mut dyn LogDisk,
+    settings: &LogSettings,
+    sequence: &mut u64,
+) -> Result<Head, Stop> {
+    let mut missing = true;
+    let mut heads: [Option<Head>; 2] = [None, None];
+    for (slot, head) in heads.iter_mut().enumerate() {
+        let bytes = disk.read_slot(SlotFile::LogHead, slot).map_err(Stop::unreadable)?;
+        missing &= bytes.is_none();
+        *head = bytes.as_deref().and_then(Head::read).filter(|h| h.sequence % 2 == slot as u64);
+    }
+    let newest = heads.iter().flatten().max_by_key(|head| head.sequence).copied();
+    let why = if missing { AmnesiaWhy::HeadMissing } else { AmnesiaWhy::HeadInvalid };
+    let mut head = newest.ok_or(Stop::NotIntact(why))?;
+    *sequence = head.sequence;
+    let Head { segment_bytes, segments_max, .. } = head;
+    if (segment_bytes, segments_max) != (settings.segment_bytes, settings.segments_max) {
+        return Err(Stop::NotIntact(AmnesiaWhy::Geometry { segment_bytes, segments_max }));
+    }
+    let mirrored =
+        heads.iter().flatten().filter(|other| other.says_the_same_as(&head)).count() == 2;
+    if !mirrored {
+        head.sequence += 1;
+        *sequence = head.sequence;
+        let slot = (head.sequence % 2) as usize;
+        disk.write_slot(SlotFile::LogHead, slot, &head.to_bytes()).map_err(Stop::Crash)?;
+    }
+    Ok(head)
+}
+
+struct Walk<'a> {
+    disk: &'a mut dyn LogDisk,
+    ring: Ring,
+    settings: LogSettings,
+    head: Head,
+    body: Body,
+    /// The ring holds the disk's bytes of this range, within one segment.
+    loaded: std::ops::Range<u64>,
+    /// Start counter of the newest batch.
+    start: u64,
+    /// The log was durable up to here, as head and batches say.
+    mark: u64,
+    cp_known: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(disk: &'a mut dyn LogDisk, ring: Ring, settings: LogSettings, head: Head) -> Walk<'a> {
+        let seam = Seam {
+            pos: head.begin_pos,
+            op: head.begin_op - 1,
+            chain: head.chain,
+            prev_header: head.prev_header,
+        };
+        let body = Body::new(ring.clone(), settings.segment_bytes, head.generation, seam);
+        let (loaded, mark) = (head.begin_pos..head.begin_pos, head.durable_mark);
+        Walk { disk, ring, settings, head, body, loaded, start: 0, mark, cp_known: 0 }
+    }
+
+    fn run(mut self) -> Result<Recovered, Stop> {
+        while self.body.tail.pos < self.window_end() {
+            if !self.step()? {
+                break;
+            }
+        }
+        let end = self.body.tail.pos;
+        let mark = self.mark.max(self.mark_beyond(end)?);
+        if mark > end {
+            let (at, mark) = (LogPos(end), LogPos(mark));
+            return Err(Stop::NotIntact(AmnesiaWhy::Damaged { at, mark }));
+        }
+        self.write_again(end).map_err(Stop::Crash)?;
+        let kept = self.loaded.end.saturating_sub(self.ring.len());
+        self.body.forget_below(kept);
+        let body = &mut self.body;
+        body.written = (body.end(), end);
+        body.durable = body.written;
+        body.mark = self.mark;
+        body.pin = body.memory_begin() - 1;
+        body.tag = (self.head.tag != 0).then_some(self.head.tag);
+        body.members = self.head.members;
+        let mut log = Log::of(self.ring, self.settings, self.body, self.head);
+        log.cp = self.cp_known;
+        let (verdict, cp_known) = (Verdict::Intact, self.cp_known);
+        Ok(Recovered { log, verdict, cp_known, end: LogPos(end) })
+    }
+
+    /// Beyond this, positions fall on segments that the head covers.
+    fn window_end(&self) -> u64 {
+        self.settings.segment_floor(self.head.begin_pos) + self.settings.disk_bytes()
+    }
+
+    /// Takes in the next batch. False if there is none.
+    fn step(&mut self) -> Result<bool, Stop> {
+        let pos = self.body.tail.pos;
+        self.load(pos, pos + BLOCK_BYTES)?;
+        let block = self.ring.bytes(LogPos(pos), BATCH_HEADER_BYTES as u32);
+        if let Some(header) = BatchHeader::read(block).filter(|header| self.fits(header, pos))
+            && self.take_in(&header)?
+        {
+            return Ok(true);
+        }
+        // The next record may not have fitted into the rest of the segment.
+        let next = self.settings.segment_floor(pos) + self.settings.segment_bytes;
+        if pos.is_multiple_of(self.settings.segment_bytes) || next >= self.window_end() {
+            return Ok(false);
+        }
+        let mut block = [0; BLOCK_BYTES as usize];
+        self.disk.read(LogPos(next), &mut block).map_err(Stop::unreadable)?;
+        match BatchHeader::read(&block).filter(|header| self.fits(header, next)) {
+            Some(header) => self.take_in(&header),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the header of a batch at `pos` continues the log.
+    fn fits(&self, header: &BatchHeader, pos: u64) -> bool {
+        let segment_end = self.settings.segment_floor(pos) + self.settings.segment_bytes;
+        header.generation == self.head.generation
+            && header.pos == pos
+            && header.first_op == self.body.end() + 1
+            && header.prev_header == self.body.tail.prev_header
+            && header.start >= self.start
+            && header.durable_mark <= pos
+            && header.padded_bytes() <= segment_end - pos
+    }
+
+    /// Reads the disk's bytes up to `upto` into the ring, from `pos` on at the latest.
+    fn load(&mut self, pos: u64, upto: u64) -> Result<(), Stop> {
+        if !(self.loaded.start..=self.loaded.end).contains(&pos)
+            || self.loaded.end.is_multiple_of(self.settings.segment_bytes) && pos == self.loaded.end
+        {
+            self.loaded = pos..pos;
+        }
+        if upto <= self.loaded.end {
+            return Ok(());
+        }
+        let from = self.loaded.end;
+        let segment_end = self.settings.segment_floor(pos) + self.settings.segment_bytes;
+        let chunk = READ_BYTES_MAX.min(self.ring.len() / 8).max(BLOCK_BYTES);
+        let upto = upto.max(from + chunk).min(segment_end);
+        // SAFETY: nobody else has the ring yet. What lay here one ring length ago is out of the index or
+        // is taken out of it at the end of the walk.
+        let into = unsafe { self.ring.bytes_mut(LogPos(from), (upto - from) as u32) };
+        self.disk.read(LogPos(from), into).map_err(Stop::unreadable)?;
+        self.loaded.end = upto;
+        Ok(())
+    }
+
+    /// Takes in the batch under `header` if its records are whole and continue the log.
+    fn take_in(&mut self, header: &BatchHeader) -> Result<bool, Stop> {
+        let (pos, bytes) = (header.pos, header.padded_bytes());
+        self.load(pos, pos + bytes)?;
+        let first = pos + BATCH_HEADER_BYTES as u64;
+        let records = self.ring.bytes(LogPos(first), header.record_bytes);
+        if !whole(header, records, self.body.end_chain()) {
+            return Ok(false);
+        }
+        let mut at = first;
+        while at < first + header.record_bytes as u64 {
+            let bytes = &records[(at - first) as usize..];
+            let record = crate::record::RecordHeader::read(bytes);
+            self.body.push_record(at, record.crc);
+            at += record.len as u64;
+        }
+        self.body.push_batch(pos, bytes, header.crc);
+        self.body.forget_below((pos + bytes).saturating_sub(self.ring.len() / 4 * 3));
+        self.start = header.start;
+        self.mark = self.mark.max(header.durable_mark);
+        self.cp_known = self.cp_known.max(header.cp);
+        Ok(true)
+    }
+
+    /// The highest durable mark in batches of this log behind its `end`.
+    ///
+    /// The rest of the end's segment and the next segment are searched block by block; of others the first
+    /// block tells whether this log reached them. One whose first block tells nothing is searched too.
+    fn mark_beyond(&mut self, end: u64) -> Result<u64, Stop> {
+        let segment_bytes = self.settings.segment_bytes;
+        let next = self.settings.segment_floor(end) + segment_bytes;
+        let mut mark = self.scan(end, next.min(self.window_end()))?;
+        let mut block = [0; BLOCK_BYTES as usize];
+        for segment in (next..self.window_end()).step_by(segment_bytes as usize) {
+            self.disk.read(LogPos(segment), &mut block).map_err(Stop::unreadable)?;
+            let known = match BatchHeader::read(&block) {
+                Some(header) => header.pos <= segment,
+                None => block.iter().all(|byte| *byte == 0),
+            };
+            let found = if segment == next || !known {
+                self.scan(segment, segment + segment_bytes)?
+            } else {
+                self.mark_in(&block, segment)
+            };
+            mark = mark.max(found);
+        }
+        Ok(mark)
+    }
+
+    fn scan(&mut self, from: u64, upto: u64) -> Result<u64, Stop> {
+        let mut mark = 0;
+        let mut chunk = vec![0; SCAN_BYTES_MAX.min(upto.saturating_sub(from)) as usize];
+        let mut at = from;
+        while at < upto {
+            let bytes = chunk.len().min((upto - at) as usize);
+            self.disk.read(LogPos(at), &mut chunk[..bytes]).map_err(Stop::unreadable)?;
+            for block in chunk[..bytes].chunks(BLOCK_BYTES as usize) {
+                mark = mark.max(self.mark_in(block, at));
+                at += block.len() as u64;
+            }
+        }
+        Ok(mark)
+    }
+
+    fn mark_in(&self, block: &[u8], at: u64) -> u64 {
+        match BatchHeader::read(block) {
+            Some(header) if header.generation == self.head.generation && header.pos == at => {
+                header.durable_mark.min(NUMBER_MAX)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Writes what is above the mark once more and syncs: the process that wrote it may have ended before its
+    /// sync, or at a failed one.
+    fn write_again(&mut self, end: u64) -> Result<(), DiskError> {
+        let mut chunk = Vec::new();
+        let mut at = self.mark;
+        while at < end {
+            let segment_end = self.settings.segment_floor(at) + self.settings.segment_bytes;
+            let upto = (at + SCAN_BYTES_MAX).min(segment_end).min(end);
+            chunk.resize((upto - at) as usize, 0);
+            self.disk.read(LogPos(at), &mut chunk)?;
+            self.disk.write(LogPos(at), &chunk)?;
+            at = upto;
+        }
+        self.disk.sync()
+    }
+}
+
+/// Whether `records` are what `header` says, after a record with checksum `chain`.
+fn whole(header: &BatchHeader, records: &[u8], mut chain: Option<u32>) -> bool {
+    let mut count = 0;
+    for record in RawRecords::new(records) {
+        let fits = |record: &RawRecord<'_>| record.follows(header.first_op + count, chain).is_ok();
+        match record {
+            Ok(record) if fits(&record) => chain = Some(record.header().crc),
+            _ => return false,
+        }
+        count += 1;
+    }
+    count == header.count as u64 && chain.unwrap_or(0) == header.end_crc
 }
