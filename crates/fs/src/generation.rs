@@ -1,0 +1,3 @@
+//! Generation.
+/// Net changes between two checkpoints.
+pub struct Generation {}
