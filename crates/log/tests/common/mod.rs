@@ -1,0 +1,353 @@
+//! A disk that loses and tears what was not synced, and a server around one log.
+//! Owns: the model of what the log must hold after a crash.
+//! Never: real I/O, real time; every choice comes from one seed.
+#![allow(dead_code)] // each test file uses its part
+
+use std::collections::{HashMap, VecDeque};
+
+use harp_log::{
+    DiskCommand, DiskDone, DiskError, Log, LogDisk, LogPos, LogSettings, Recovered, Ring, SlotFile,
+    Verdict, parse_extent, recover,
+};
+
+pub const SECTOR: usize = 512;
+
+/// A small deterministic generator (splitmix).
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+/// Sectors by index; absent ones are zeros.
+#[derive(Clone, Default)]
+pub struct SimDisk {
+    capacity: u64,
+    synced: HashMap<u64, [u8; SECTOR]>,
+    unsynced: Vec<(u64, [u8; SECTOR])>,
+    seen: HashMap<u64, [u8; SECTOR]>,
+    slots: [Option<Vec<u8>>; 2],
+    pub writes: u64,
+    pub fail_reads: bool,
+}
+
+impl SimDisk {
+    pub fn new(settings: &LogSettings) -> SimDisk {
+        let capacity = settings.segment_bytes * settings.segments_max;
+        SimDisk { capacity, ..SimDisk::default() }
+    }
+
+    /// Power goes: each sector not synced is there or is not.
+    pub fn power_cut(&mut self, rng: &mut Rng) {
+        let keep = rng.below(3);
+        for (sector, bytes) in std::mem::take(&mut self.unsynced) {
+            if keep == 2 || keep == 1 && rng.one_in(2) {
+                self.synced.insert(sector, bytes);
+            }
+        }
+        self.seen = self.synced.clone();
+    }
+
+    /// A slot write that was under way when power went: a part of it arrived.
+    pub fn tear_slot(&mut self, slot: usize, bytes: &[u8], rng: &mut Rng) {
+        let mut torn = self.slots[slot].clone().unwrap_or_default();
+        torn.resize(torn.len().max(bytes.len()), 0);
+        let upto = rng.below(bytes.len() as u64 + 1) as usize;
+        torn[..upto].copy_from_slice(&bytes[..upto]);
+        self.slots[slot] = Some(torn);
+    }
+
+    pub fn slots(&mut self) -> &mut [Option<Vec<u8>>; 2] {
+        &mut self.slots
+    }
+
+    /// Changes bytes on the medium.
+    pub fn damage(&mut self, at: u64, mut change: impl FnMut(&mut [u8; SECTOR])) {
+        let sector = at % self.capacity / SECTOR as u64;
+        let mut bytes = self.seen.get(&sector).copied().unwrap_or([0; SECTOR]);
+        change(&mut bytes);
+        self.synced.insert(sector, bytes);
+        self.seen.insert(sector, bytes);
+    }
+
+    pub fn flip(&mut self, at: u64) {
+        self.damage(at, |sector| sector[at as usize % SECTOR] ^= 0x40);
+    }
+}
+
+impl LogDisk for SimDisk {
+    fn read(&mut self, at: LogPos, into: &mut [u8]) -> Result<(), DiskError> {
+        if self.fail_reads {
+            return Err(DiskError { what: "planned".into(), os_code: None });
+        }
+        assert!(at.0.is_multiple_of(512) && into.len().is_multiple_of(SECTOR), "reads are aligned");
+        for (index, sector) in into.chunks_mut(SECTOR).enumerate() {
+            let place = at.0 % self.capacity / SECTOR as u64 + index as u64;
+            match self.seen.get(&place) {
+                Some(bytes) => sector.copy_from_slice(bytes),
+                None => sector.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError> {
+        assert!(at.0.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "writes are aligned");
+        self.writes += 1;
+        for (index, sector) in bytes.chunks(SECTOR).enumerate() {
+            let place = at.0 % self.capacity / SECTOR as u64 + index as u64;
+            let bytes: [u8; SECTOR] = sector.try_into().unwrap();
+            self.unsynced.push((place, bytes));
+            self.seen.insert(place, bytes);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.synced.extend(self.unsynced.drain(..));
+        Ok(())
+    }
+
+    fn read_slot(&mut self, _: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError> {
+        Ok(self.slots[slot].clone())
+    }
+
+    fn write_slot(&mut self, _: SlotFile, slot: usize, bytes: &[u8]) -> Result<(), DiskError> {
+        self.slots[slot] = Some(bytes.to_vec());
+        Ok(())
+    }
+}
+
+/// What a record should be: kind, view, time, body.
+pub type Expected = (u8, u64, u64, Vec<u8>);
+
+/// One log with its disk, and what it should hold.
+pub struct Server {
+    pub settings: LogSettings,
+    pub ring_bytes: usize,
+    pub disk: SimDisk,
+    pub log: Log,
+    pub queue: VecDeque<DiskCommand>,
+    pub out: Vec<DiskCommand>,
+    /// Records by generation and op.
+    pub model: HashMap<u64, HashMap<u64, Expected>>,
+    /// The current log's generation as acknowledged, and its durable op.
+    pub generation: u64,
+    pub durable: u64,
+    /// Its tag as acknowledged.
+    pub tag: Option<u64>,
+    /// Swaps under way: sequence, generation, end, view.
+    pub swaps: Vec<(u64, u64, u64, u64)>,
+    /// Tags under way.
+    pub tags: Vec<(u64, u64)>,
+    pub trimmed: u64,
+    pub cuts: u64,
+}
+
+pub fn settings(segment_bytes: u64, segments_max: u64) -> LogSettings {
+    LogSettings { segment_bytes, segments_max, start: 1 }
+}
+
+impl Server {
+    pub fn new(settings: LogSettings, ring_bytes: usize) -> Server {
+        let mut out = Vec::new();
+        let log = Log::format(Ring::on_heap(ring_bytes), settings, 1, &mut out);
+        let generation = log.current().generation();
+        let mut server = Server {
+            settings,
+            ring_bytes,
+            disk: SimDisk::new(&settings),
+            log,
+            queue: VecDeque::new(),
+            out,
+            model: HashMap::new(),
+            generation,
+            durable: 0,
+            tag: None,
+            swaps: Vec::new(),
+            tags: Vec::new(),
+            trimmed: 0,
+            cuts: 0,
+        };
+        server.run_all();
+        server
+    }
+
+    /// Appends a record; `None` if the log is full.
+    pub fn append(&mut self, view: u64, body: &[u8]) -> Option<u64> {
+        let space = self.log.begin_record(body.len() + 16).ok()?;
+        space[..body.len()].copy_from_slice(body);
+        let (kind, time) = (body.len() as u8, view * 1000 + body.len() as u64);
+        let op = self.log.finish_record(kind, view, time, body.len());
+        let generation = self.log.growing().generation();
+        let record = (kind, view, time, body.to_vec());
+        self.model.entry(generation).or_default().insert(op, record);
+        Some(op)
+    }
+
+    pub fn seal(&mut self) -> bool {
+        let sealed = self.log.seal(self.durable, &mut self.out);
+        self.queue.extend(self.out.drain(..));
+        sealed
+    }
+
+    pub fn seal_mark(&mut self) -> bool {
+        let sealed = self.log.seal_mark(self.durable, &mut self.out);
+        self.queue.extend(self.out.drain(..));
+        sealed
+    }
+
+    pub fn swap(&mut self, view: u64) {
+        let staged = self.log.staged().expect("staged");
+        let (generation, end) = (staged.generation(), staged.end());
+        let sequence = self.log.swap(view, 3, [7; 64], 0, &mut self.out).expect("room");
+        self.swaps.push((sequence, generation, end, view));
+        self.queue.extend(self.out.drain(..));
+    }
+
+    pub fn tag(&mut self, view: u64) {
+        let sequence = self.log.tag(view, 5, [9; 64], 0, &mut self.out);
+        self.tags.push((sequence, view));
+        self.queue.extend(self.out.drain(..));
+    }
+
+    /// Carries out one command and tells the log. False if there was none.
+    pub fn run_one(&mut self) -> bool {
+        let Some(command) = self.queue.pop_front() else { return false };
+        let done = command.run(&mut self.disk, self.log.ring());
+        self.deliver(&done);
+        true
+    }
+
+    pub fn deliver(&mut self, done: &DiskDone) {
+        let progress = self.log.on_disk(done);
+        if let Some(sequence) = progress.head {
+            if let Some(index) = self.swaps.iter().position(|swap| swap.0 == sequence) {
+                let (_, generation, _, view) = self.swaps.remove(index);
+                assert_eq!(self.log.current().generation(), generation);
+                (self.generation, self.tag) = (generation, Some(view));
+            }
+            if let Some(index) = self.tags.iter().position(|tag| tag.0 == sequence) {
+                self.tag = Some(self.tags.remove(index).1);
+            }
+            assert_eq!(self.log.current().tag(), self.tag);
+        }
+        if self.log.current().generation() == self.generation {
+            self.durable = self.log.current().durable();
+        }
+    }
+
+    pub fn run_all(&mut self) {
+        self.queue.extend(self.out.drain(..));
+        while self.run_one() {}
+    }
+
+    pub fn settle(&mut self) {
+        self.run_all();
+        while self.seal() {
+            self.run_all();
+        }
+    }
+
+    /// Power goes, perhaps in the middle of a command; then the log is recovered.
+    pub fn power_cut(&mut self, rng: &mut Rng) -> Recovered {
+        match self.queue.pop_front() {
+            Some(DiskCommand::Write { at, bytes, .. }) if rng.one_in(2) => {
+                let bytes = self.log.ring().bytes(at, bytes).to_vec();
+                self.disk.write(at, &bytes).unwrap();
+            }
+            Some(DiskCommand::Slot { sequence, bytes, .. }) if rng.one_in(2) => {
+                self.disk.tear_slot((sequence % 2) as usize, &bytes, rng);
+            }
+            _ => {}
+        }
+        self.disk.power_cut(rng);
+        self.restart()
+    }
+
+    pub fn restart(&mut self) -> Recovered {
+        self.queue.clear();
+        self.settings.start += 1;
+        recover(&mut self.disk, Ring::on_heap(self.ring_bytes), self.settings)
+            .expect("no I/O error")
+    }
+
+    /// Goes on with a recovered log that must be intact, and checks all of it.
+    pub fn go_on(&mut self, recovered: Recovered) {
+        assert_eq!(recovered.verdict, Verdict::Intact);
+        self.log = recovered.log;
+        let log = self.log.current();
+        let generation = log.generation();
+        if generation == self.generation {
+            assert!(log.end() >= self.durable, "{} < {}", log.end(), self.durable);
+        }
+        let mut tags: Vec<_> = self.tags.iter().map(|tag| Some(tag.1)).collect();
+        tags.push(self.tag);
+        match self.swaps.iter().find(|swap| swap.1 == generation) {
+            Some(&(_, _, end, view)) => {
+                assert!(log.end() >= end, "a swapped log is whole");
+                tags.push(Some(view));
+            }
+            None => assert_eq!(generation, self.generation, "an acknowledged swap stays"),
+        }
+        assert!(tags.contains(&log.tag()), "{:?} not in {tags:?}", log.tag());
+        assert_eq!(log.durable(), log.end());
+        (self.generation, self.durable, self.tag) = (generation, log.durable(), log.tag());
+        let end = log.end();
+        self.swaps.clear();
+        self.tags.clear();
+        let model = self.model.entry(generation).or_default();
+        self.cuts += (model.len() > model.keys().filter(|op| **op <= end).count()) as u64;
+        model.retain(|op, _| *op <= end);
+        self.check_body(false);
+        self.check_body(true);
+    }
+
+    /// Every record of the current log is what it should be, read from memory and from the disk.
+    pub fn check_body(&mut self, from_disk: bool) {
+        let log = self.log.current();
+        let model = self.model.entry(log.generation()).or_default();
+        let first = model.keys().min().copied().unwrap_or(log.begin());
+        assert!(log.begin() <= first.max(self.trimmed + 1), "only what was trimmed is gone");
+        if !from_disk {
+            for op in log.memory_begin()..=log.end() {
+                let record = log.record(op).expect("in memory");
+                let (kind, view, time, body) = &model[&op];
+                let header = record.header;
+                assert_eq!((header.kind, header.view, header.time), (*kind, *view, *time));
+                assert_eq!(record.body, body);
+            }
+            return;
+        }
+        let mut op = log.begin();
+        while let Some((at, bytes)) = log.disk_extent(op, 20_000) {
+            let command = DiskCommand::Read { token: 1, at, bytes };
+            let DiskDone::Read { bytes, .. } = command.run(&mut self.disk, self.log.ring()) else {
+                panic!("a read gives bytes");
+            };
+            let before = op;
+            for record in parse_extent(&bytes, at, op) {
+                let record = record.expect("whole");
+                assert_eq!(record.op(), op);
+                assert_eq!(record.body(), model[&op].3);
+                op += 1;
+            }
+            assert!(op > before, "an extent holds the op asked for");
+        }
+    }
+}
