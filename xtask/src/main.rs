@@ -1,1 +1,121 @@
-fn main() {}
+//! The repository's own commands: `cargo xtask test`, `lint`, `e2e`, `sim`.
+//! Owns: the order of the steps and the exit status.
+//! Never: linked into the product; takes part in serving files.
+//! Invariant: exits 0 only if nothing failed; what was left out is said by name.
+//! Source: none outside this repository; docs/testing.md explains how the tests are organised.
+
+mod arrows;
+mod e2e;
+mod guest;
+mod packages;
+mod process;
+mod report;
+mod suite;
+mod workspace;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test                 every test: lint, build, unit tests, simulator, real processes
+  lint                 formatting, clippy and the arrows between the crates
+  sim                  the simulator's bulk run and its hunt for planted bugs
+  e2e [--full] [NAME]  tests on real processes; NAME selects by part of the name
+  e2e --list           names them";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match Command::parse(&arguments) {
+        Ok(command) => command.run(),
+        Err(refusal) => {
+            eprintln!("xtask: {refusal}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// One parsed command line.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Test,
+    Lint,
+    Sim,
+    E2eList,
+    E2e { full: bool, names: Vec<String> },
+    Help,
+}
+
+impl Command {
+    /// Reads the arguments after `xtask`; the error is one line for the person who typed them.
+    fn parse(arguments: &[String]) -> Result<Command, String> {
+        let Some((first, rest)) = arguments.split_first() else {
+            return Err("no command given".into());
+        };
+        match (first.as_str(), rest) {
+            ("test", []) => Ok(Command::Test),
+            ("lint", []) => Ok(Command::Lint),
+            ("sim", []) => Ok(Command::Sim),
+            ("help" | "--help" | "-h", []) => Ok(Command::Help),
+            ("e2e", [flag]) if flag == "--list" => Ok(Command::E2eList),
+            ("e2e", rest) => Command::parse_e2e(rest),
+            ("test" | "lint" | "sim", [extra, ..]) => {
+                Err(format!("{first} takes no argument, got {extra:?}"))
+            }
+            _ => Err(format!("unknown command {first:?}")),
+        }
+    }
+
+    fn parse_e2e(rest: &[String]) -> Result<Command, String> {
+        let mut full = false;
+        let mut names = Vec::new();
+        for argument in rest {
+            match argument.as_str() {
+                "--full" => full = true,
+                flag if flag.starts_with('-') => return Err(format!("unknown option {flag:?}")),
+                name => names.push(name.to_owned()),
+            }
+        }
+        Ok(Command::E2e { full, names })
+    }
+
+    fn run(self) -> ExitCode {
+        match self {
+            Command::Test => suite::test(),
+            Command::Lint => suite::lint(),
+            Command::Sim => suite::sim(),
+            Command::E2e { full, names } => suite::e2e(full, &names),
+            Command::E2eList => {
+                for scenario in e2e::SCENARIOS {
+                    println!("{:<44} {}", scenario.name, scenario.story);
+                }
+                ExitCode::SUCCESS
+            }
+            Command::Help => {
+                println!("{USAGE}");
+                ExitCode::SUCCESS
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Command;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        Command::parse(&words)
+    }
+
+    #[test]
+    fn commands_and_their_options_are_told_apart() {
+        assert_eq!(parse("test"), Ok(Command::Test));
+        assert_eq!(parse("e2e --list"), Ok(Command::E2eList));
+        let selected = Command::E2e { full: true, names: vec!["power".into()] };
+        assert_eq!(parse("e2e --full power"), Ok(selected));
+        assert!(parse("").is_err());
+        assert!(parse("test now").is_err());
+        assert!(parse("e2e --fast").is_err());
+    }
+}
