@@ -126,6 +126,10 @@ impl LmdbEngine {
             Err(error) => return Err(StoreError::io("looking for metadata", error)),
         };
         let env = open_env(dir, options.map_bytes, there)?;
+        if used_bytes(&env) > there as u64 && there > 0 {
+            // Reading what the file lacks through the map would kill the process.
+            return Err(Damage::Missing { what: "pages of the metadata engine" }.into());
+        }
         let mut txn = env.write_txn().map_err(|e| error("opening metadata", e))?;
         let mut create = |table: Table| {
             let database = env.create_database(&mut txn, Some(table.name()));
@@ -151,9 +155,7 @@ impl LmdbEngine {
 
     /// Bytes in use, and bytes of the map.
     fn sizes(&self) -> (u64, u64) {
-        let info = self.env.info();
-        let page_bytes = u64::from(self.env.stat().page_size);
-        ((info.last_page_number as u64 + 1) * page_bytes, info.map_size as u64)
+        (used_bytes(&self.env), self.env.info().map_size as u64)
     }
 
     /// Takes disk space ahead of the next commit.
@@ -177,6 +179,11 @@ impl LmdbEngine {
     fn check_alive(&self) -> Result<(), StoreError> {
         if self.failed.load(Ordering::Acquire) { Err(StoreError::Failed) } else { Ok(()) }
     }
+}
+
+/// Bytes of the data file up to the last page in use. Reads nothing but the newest head page.
+fn used_bytes(env: &Env<WithoutTls>) -> u64 {
+    (env.info().last_page_number as u64 + 1) * u64::from(env.stat().page_size)
 }
 
 /// Opens the environment with as much address space as the system grants.
@@ -291,6 +298,7 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
     use harp_store::contract::{check_engine, check_reopened};
+    use std::fs::OpenOptions;
 
     const SMALL: LmdbOptions = LmdbOptions { map_bytes: MAP_BYTES_MIN, reserve_bytes: 1 << 20 };
 
@@ -352,5 +360,20 @@ mod tests {
         let scratch = Scratch::new();
         std::fs::write(scratch.path().join("data.mdb"), [7; 8192]).unwrap();
         assert!(matches!(LmdbEngine::open(scratch.path(), SMALL), Err(StoreError::Damaged(_))));
+    }
+
+    #[test]
+    fn file_that_lost_its_end_is_refused() {
+        let scratch = Scratch::new();
+        let engine = LmdbEngine::open(scratch.path(), SMALL).unwrap();
+        let put = |i: u32| {
+            engine.commit(&mut |batch| batch.put(Table::Meta, &i.to_be_bytes(), &[1; 3000]))
+        };
+        (0..20).try_for_each(put).unwrap();
+        drop(engine);
+        let file = OpenOptions::new().write(true).open(scratch.path().join("data.mdb")).unwrap();
+        file.set_len(6 * 4096).unwrap();
+        let opened = LmdbEngine::open(scratch.path(), SMALL);
+        assert!(matches!(opened, Err(StoreError::Damaged(Damage::Missing { .. }))));
     }
 }

@@ -96,52 +96,134 @@ impl<E: Engine, D: Disk> Reader<E, D> {
     ///
     /// Errors: only those that are not damage.
     pub fn scrub(&self, show: &mut dyn FnMut(Damage)) -> Result<ScrubReport, StoreError> {
-        let mut report = ScrubReport::default();
-        let mut show = |report: &mut ScrubReport, damage| {
-            report.damaged += 1;
-            show(damage);
-        };
-        let mut data = vec![0; READ_BLOCKS_MAX as usize * BLOCK_BYTES];
-        let disk_blocks = self.disk().blocks();
-        let mut mapped = Bits::default();
-        let mut used = Bits::default();
+        let mut scrub = Scrub::new(self.disk());
         for table in Table::ALL {
             self.snapshot().scan(table, &[], &mut |key, sealed| {
-                report.values += 1;
-                let checked = match table {
-                    Table::Map => parse_run((key, sealed)).map(Some),
-                    Table::Cut => Mark::parse((key, sealed)).map(|_| None),
-                    Table::Used => used.add_page(key, sealed, disk_blocks).map(|()| None),
-                    Table::Head | Table::Meta => seal::open(table, key, sealed).map(|_| None),
-                };
-                match checked {
-                    Ok(None) => {}
-                    Ok(Some((span, _))) if span.extent().end() > disk_blocks => {
-                        show(&mut report, Damage::Missing { what: "a data segment in use" });
-                    }
-                    Ok(Some((span, crcs))) => {
-                        if !mapped.add(span.extent()) {
-                            let what = "two runs of the block map share a block";
-                            show(&mut report, Damage::Contradiction { what });
-                        }
-                        let data = &mut data[..span.count as usize * BLOCK_BYTES];
-                        self.disk().read(span.position, data)?;
-                        for damage in damaged_blocks(&span, crcs.iter(), data) {
-                            show(&mut report, damage);
-                        }
-                        report.blocks += span.count;
-                    }
-                    Err(StoreError::Damaged(damage)) => show(&mut report, damage),
-                    Err(other) => return Err(other),
-                }
+                scrub.value(table, key, sealed, show)?;
                 Ok(Walk::On)
             })?;
         }
-        if report.damaged == 0 && mapped.words() != used.words() {
-            let what = "block map and bitmap of used blocks";
-            show(&mut report, Damage::Contradiction { what });
+        if scrub.report.damaged == 0 && scrub.mapped.words() != scrub.used.words() {
+            scrub.report.damaged += 1;
+            show(Damage::Contradiction { what: "block map and bitmap of used blocks" });
         }
-        Ok(report)
+        Ok(scrub.report)
+    }
+
+    /// Checks values and blocks from a place on, about `budget` of them. Returns where to go on,
+    /// with this or a newer reader; `None` at the end.
+    ///
+    /// Errors: only those that are not damage.
+    pub fn scrub_part(
+        &self,
+        from: ScrubPlace,
+        budget: u64,
+        show: &mut dyn FnMut(Damage),
+    ) -> Result<(ScrubReport, Option<ScrubPlace>), StoreError> {
+        let mut scrub = Scrub::new(self.disk());
+        let mut place = Some(from);
+        while let Some(ScrubPlace { table, key }) = place.take() {
+            self.snapshot().scan(table, &key, &mut |key, sealed| {
+                if scrub.report.values + scrub.report.blocks >= budget {
+                    place = Some(ScrubPlace { table, key: key.to_vec() });
+                    return Ok(Walk::Stop);
+                }
+                scrub.value(table, key, sealed, show)?;
+                Ok(Walk::On)
+            })?;
+            if place.is_some() {
+                break;
+            }
+            let next = Table::ALL.get(table as usize + 1);
+            place = next.map(|table| ScrubPlace { table: *table, key: Vec::new() });
+        }
+        Ok((scrub.report, place))
+    }
+}
+
+/// How far a scrub in parts has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScrubPlace {
+    table: Table,
+    key: Vec<u8>,
+}
+
+impl Default for ScrubPlace {
+    /// The beginning.
+    fn default() -> ScrubPlace {
+        ScrubPlace { table: Table::Head, key: Vec::new() }
+    }
+}
+
+/// A scrub under way.
+struct Scrub<'r, D> {
+    disk: &'r D,
+    disk_blocks: u64,
+    data: Vec<u8>,
+    mapped: Bits,
+    used: Bits,
+    report: ScrubReport,
+}
+
+impl<'r, D: Disk> Scrub<'r, D> {
+    fn new(disk: &'r D) -> Scrub<'r, D> {
+        Scrub {
+            disk,
+            disk_blocks: disk.blocks(),
+            data: Vec::new(),
+            mapped: Bits::default(),
+            used: Bits::default(),
+            report: ScrubReport::default(),
+        }
+    }
+
+    /// Checks one value, and the blocks of a run.
+    fn value(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        sealed: &[u8],
+        show: &mut dyn FnMut(Damage),
+    ) -> Result<(), StoreError> {
+        self.report.values += 1;
+        let checked = match table {
+            Table::Map => self.run(key, sealed, show),
+            Table::Cut => Mark::parse((key, sealed)).map(|_| ()),
+            Table::Used => self.used.add_page(key, sealed, self.disk_blocks),
+            Table::Head | Table::Meta => seal::open(table, key, sealed).map(|_| ()),
+        };
+        match checked {
+            Err(StoreError::Damaged(damage)) => {
+                self.report.damaged += 1;
+                show(damage);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn run(
+        &mut self,
+        key: &[u8],
+        sealed: &[u8],
+        show: &mut dyn FnMut(Damage),
+    ) -> Result<(), StoreError> {
+        let (span, crcs) = parse_run((key, sealed))?;
+        if span.extent().end() > self.disk_blocks {
+            return Err(Damage::Missing { what: "a data segment in use" }.into());
+        }
+        self.data.resize(span.count as usize * BLOCK_BYTES, 0);
+        self.disk.read(span.position, &mut self.data)?;
+        self.report.blocks += span.count;
+        for damage in damaged_blocks(&span, crcs.iter(), &self.data) {
+            self.report.damaged += 1;
+            show(damage);
+        }
+        if self.mapped.add(span.extent()) {
+            Ok(())
+        } else {
+            Err(Damage::Contradiction { what: "two runs of the block map share a block" }.into())
+        }
     }
 }
 

@@ -30,7 +30,7 @@ mod store;
 pub use checkpoint::{
     BlockWrite, Checkpoint, CheckpointReport, Content, Cut, Metadata, MetadataSink,
 };
-pub use digest::{Digest, ScrubReport};
+pub use digest::{Digest, ScrubPlace, ScrubReport};
 pub use disk::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Disk, Extent};
 pub use engine::{
     Batch, Engine, EngineSpace, Entry, Fill, KEY_BYTES_MAX, Show, Snapshot, Table, VALUE_BYTES_MAX,

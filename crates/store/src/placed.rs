@@ -10,21 +10,20 @@ use crate::{Damage, Disk, Engine, Extent, Store, StoreError};
 use std::io::IoSlice;
 
 impl<E: Engine, D: Disk> Store<E, D> {
-    /// Reserves `blocks` blocks, all or none, appending their extents to `extents`.
+    /// Reserves `blocks` blocks, all or none, appending their extents to `extents`. Never waits
+    /// for the disk: it hands out what is owned.
+    ///
+    /// Errors: `Full`; `grow` may help.
     pub fn reserve(&self, blocks: u64, extents: &mut Vec<Extent>) -> Result<(), StoreError> {
         let first = extents.len();
         let mut left = blocks;
         while left > 0 {
-            match self.shared.allocate(left) {
-                Ok(extent) => {
-                    left -= extent.count;
-                    extents.push(extent);
-                }
-                Err(error) => {
-                    extents.drain(first..).for_each(|extent| self.release(extent));
-                    return Err(error);
-                }
-            }
+            let Some(extent) = self.shared.allocate_owned(left) else {
+                extents.drain(first..).for_each(|extent| self.release(extent));
+                return Err(StoreError::Full { what: "file data" });
+            };
+            left -= extent.count;
+            extents.push(extent);
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ pub(crate) const PAGE_BLOCKS: u64 = 8192;
 const PAGE_WORDS: usize = (PAGE_BLOCKS / 64) as usize;
 /// Bytes of a page in the engine.
 pub(crate) const PAGE_BYTES: usize = PAGE_WORDS * 8;
-/// Pages looked at for a long free run before the longest one seen is taken.
-const SEARCH_PAGES_MAX: u64 = 64;
+/// Free runs looked at for one that is long enough, before the longest of them is taken.
+const SEARCH_RUNS_MAX: u32 = 256;
 
 /// Numbers of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -128,9 +128,9 @@ impl Bitmap {
             return None;
         }
         let pages = self.page_free.len() as u64;
-        let mut best: Option<Extent> = None;
-        let start_page = (self.cursor.min(self.blocks - 1)) / PAGE_BLOCKS;
-        let mut searched = 0;
+        let mut best = Extent { position: 0, count: 0 };
+        let mut runs_left = SEARCH_RUNS_MAX;
+        let start_page = self.cursor / PAGE_BLOCKS;
         // The first page is visited twice: behind the cursor only at the end.
         for step in 0..=pages {
             let page = (start_page + step) % pages;
@@ -139,40 +139,29 @@ impl Bitmap {
             }
             let from = if step == 0 { self.cursor } else { page * PAGE_BLOCKS };
             let end = self.blocks.min((page + 1) * PAGE_BLOCKS);
-            best = self.longest_run(from, end, want, best);
-            searched += 1;
-            let enough = best.is_some_and(|run| run.count >= want);
-            if enough || (best.is_some() && searched >= SEARCH_PAGES_MAX) {
+            self.longest_run(from, end, want, &mut best, &mut runs_left);
+            if best.count >= want || (best.count > 0 && runs_left == 0) {
                 break;
             }
         }
-        let found = best.expect("a free block was counted");
-        self.claim(found);
-        self.cursor = if found.end() < self.blocks { found.end() } else { 0 };
-        Some(found)
+        assert!(best.count > 0, "a free block was counted");
+        self.claim(best);
+        self.cursor = if best.end() < self.blocks { best.end() } else { 0 };
+        Some(best)
     }
 
-    /// The first free run of `want` blocks in [from, end), or the longest seen, `best` included.
-    fn longest_run(&self, from: u64, end: u64, want: u64, best: Option<Extent>) -> Option<Extent> {
-        let mut best = best;
-        let mut at = from;
-        while at < end {
-            at = self.next(at, end, false);
-            if at == end {
-                break;
-            }
+    /// Looks for the first free run of `want` blocks in [from, end), and keeps the longest seen.
+    fn longest_run(&self, from: u64, end: u64, want: u64, best: &mut Extent, runs_left: &mut u32) {
+        let mut at = self.next(from, end, false);
+        while at < end && best.count < want && *runs_left > 0 {
+            *runs_left -= 1;
             // Runs may reach into the next page.
             let run_end = self.next(at, self.blocks.min(at + want), true);
-            let run = Extent { position: at, count: run_end - at };
-            if best.is_none_or(|best| run.count > best.count) {
-                best = Some(run);
+            if run_end - at > best.count {
+                *best = Extent { position: at, count: run_end - at };
             }
-            if run.count >= want {
-                break;
-            }
-            at = run_end;
+            at = self.next(run_end, end, false);
         }
-        best
     }
 
     /// The first block in [from, end) that is busy (or free), or `end`.
@@ -260,15 +249,24 @@ mod tests {
             left -= found.count;
         }
         assert_eq!(left, 0);
-        bitmap.release(Extent { position: 5, count: 3 }.split_odd());
+        bitmap.release(Extent { position: 5, count: 1 });
+        bitmap.release(Extent { position: 7, count: 2 });
+        assert_eq!(bitmap.allocate(4).unwrap(), Extent { position: 7, count: 2 });
         assert_eq!(bitmap.allocate(4).unwrap(), Extent { position: 5, count: 1 });
+        assert_eq!(bitmap.allocate(4), None);
     }
 
-    impl Extent {
-        /// The first block alone.
-        fn split_odd(self) -> Extent {
-            Extent { count: 1, ..self }
+    #[test]
+    fn search_is_short_where_free_space_is_in_crumbs() {
+        let mut bitmap = Bitmap::new(4 * PAGE_BLOCKS);
+        bitmap.claim(Extent { position: 0, count: 4 * PAGE_BLOCKS });
+        (0..2 * PAGE_BLOCKS).for_each(|at| bitmap.release(Extent { position: at * 2, count: 1 }));
+        let (_, mut left) = bitmap.counts();
+        while let Some(found) = bitmap.allocate(256) {
+            assert_eq!(found.count, 1);
+            left -= 1;
         }
+        assert_eq!(left, 0);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use harp_store::{
     BLOCK_BYTES, Block, BlockWrite, Checkpoint, CheckpointReport, Content, Cut, Damage, Digest,
-    Disk, Engine, Fuse, Limits, MemDisk, MemEngine, Reader, Store, StoreError, Table, Walk,
+    Disk, Engine, Fuse, Limits, MemDisk, MemEngine, Reader, ScrubPlace, Store, StoreError, Table,
+    Walk,
 };
 use std::collections::BTreeMap;
 
@@ -368,8 +369,19 @@ fn damaged_block_and_value_are_noticed_and_a_block_is_mended() {
     reader.read_blocks(1, 0, &mut out[..2 * BLOCK_BYTES]).unwrap();
     assert!(matches!(store.digest(), Err(StoreError::Damaged(_))));
     let mut seen = Vec::new();
-    assert_eq!(store.scrub(&mut |damage| seen.push(damage)).unwrap().damaged, 1);
-    assert_eq!(seen, [wanted]);
+    let report = store.scrub(&mut |damage| seen.push(damage)).unwrap();
+    assert_eq!(report.damaged, 1);
+    // In parts, with a new reader for each, the same is seen.
+    let (mut place, mut blocks, mut values) = (Some(ScrubPlace::default()), 0, 0);
+    while let Some(from) = place {
+        let reader = store.reader().unwrap();
+        let part = reader.scrub_part(from, 2, &mut |damage| seen.push(damage)).unwrap();
+        blocks += part.0.blocks;
+        values += part.0.values;
+        place = part.1;
+    }
+    assert_eq!((blocks, values), (report.blocks, report.values));
+    assert_eq!(seen, [wanted.clone(), wanted]);
 
     assert!(matches!(store.mend(1, 2, &block(5)), Err(StoreError::NotTheBlock)));
     store.mend(1, 2, &block(2)).unwrap();
@@ -458,6 +470,9 @@ fn placed_blocks_are_taken_in_and_claimed_again_after_a_crash() {
     let mut world = World::new(1);
     let store = world.open();
     let mut extents = Vec::new();
+    // Nothing is owned yet, and reserving never waits for a disk to grow.
+    assert!(matches!(store.reserve(20, &mut extents), Err(StoreError::Full { .. })));
+    store.grow(20).unwrap();
     store.reserve(20, &mut extents).unwrap();
     let data: Vec<Block> = (1..=20).map(block).collect();
     let mut left = &data[..];
