@@ -7,5 +7,6 @@ pub mod handle;
 pub mod inode;
 pub mod key;
 pub mod need;
+pub mod plan;
 pub mod request;
 pub mod shadow;

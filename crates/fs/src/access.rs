@@ -1,0 +1,110 @@
+//! Access: who may do what to an object.
+//! Owns: the permission bits, the owner's override, sticky directories, set-id rules.
+//! Never: looks anything up; everything is decided from the inode and the credential given.
+//! Invariant: uid 0 passes everywhere, except that executing a file needs some execute bit.
+//! Source: RFC 1813 sections 3.3.4 and 4.4; POSIX file access permissions.
+
+use crate::inode::Inode;
+use crate::request::{Credential, FileType};
+
+/// Permission to read a file or list a directory.
+pub const READ: u32 = 4;
+/// Permission to write a file or change a directory's entries.
+pub const WRITE: u32 = 2;
+/// Permission to execute a file or look names up in a directory.
+pub const EXECUTE: u32 = 1;
+
+/// Mode bit: run as the owner.
+pub const SET_UID: u32 = 0o4000;
+/// Mode bit: run as the group; on a directory, new entries take its group.
+pub const SET_GID: u32 = 0o2000;
+/// Mode bit: on a directory, only an entry's or the directory's owner may remove the entry.
+pub const STICKY: u32 = 0o1000;
+/// All bits that a mode may have.
+pub const MODE_BITS: u32 = 0o7777;
+
+/// ACCESS's bits (RFC 1813 section 3.3.4).
+pub mod ask {
+    #![allow(missing_docs)] // the names are RFC 1813's, `ACCESS3_` left off
+    pub const READ: u32 = 0x01;
+    pub const LOOKUP: u32 = 0x02;
+    pub const MODIFY: u32 = 0x04;
+    pub const EXTEND: u32 = 0x08;
+    pub const DELETE: u32 = 0x10;
+    pub const EXECUTE: u32 = 0x20;
+}
+
+/// Whether all permissions in `want` ([`READ`] | [`WRITE`] | [`EXECUTE`]) are granted by the mode.
+pub fn allows(inode: &Inode, who: &Credential<'_>, want: u32) -> bool {
+    if who.uid == 0 {
+        return want & EXECUTE == 0 || inode.kind == FileType::Directory || inode.mode & 0o111 != 0;
+    }
+    let class = if who.uid == inode.uid {
+        inode.mode >> 6
+    } else if who.in_group(inode.gid) {
+        inode.mode >> 3
+    } else {
+        inode.mode
+    };
+    class & want == want
+}
+
+/// Whether `who` owns the object, or is root.
+pub fn owns(inode: &Inode, who: &Credential<'_>) -> bool {
+    who.uid == 0 || who.uid == inode.uid
+}
+
+/// Whether READ is allowed. A server cannot tell an open file from a new use of it, so the owner
+/// always may, and who may execute a file may fetch its text.
+pub fn may_read(inode: &Inode, who: &Credential<'_>) -> bool {
+    owns(inode, who) || allows(inode, who, READ) || allows(inode, who, EXECUTE)
+}
+
+/// Whether WRITE and changing the size are allowed: by the mode, or to the owner of an open file.
+pub fn may_write(inode: &Inode, who: &Credential<'_>) -> bool {
+    owns(inode, who) || allows(inode, who, WRITE)
+}
+
+/// Whether `who` may remove the entry of `victim` from `dir` as far as the sticky bit goes.
+pub fn sticky_allows(dir: &Inode, victim: &Inode, who: &Credential<'_>) -> bool {
+    dir.mode & STICKY == 0 || owns(dir, who) || owns(victim, who)
+}
+
+/// ACCESS's answer: the bits of `want` that are granted. Exact: no override of any kind.
+pub fn granted(inode: &Inode, who: &Credential<'_>, want: u32) -> u32 {
+    let directory = inode.kind == FileType::Directory;
+    let rules = [
+        (ask::READ, READ, true),
+        (ask::LOOKUP, EXECUTE, directory),
+        (ask::MODIFY, if directory { WRITE | EXECUTE } else { WRITE }, true),
+        (ask::EXTEND, if directory { WRITE | EXECUTE } else { WRITE }, true),
+        (ask::DELETE, WRITE | EXECUTE, directory),
+        (ask::EXECUTE, EXECUTE, !directory),
+    ];
+    rules
+        .iter()
+        .filter(|(bit, needed, applies)| want & bit != 0 && *applies && allows(inode, who, *needed))
+        .fold(0, |sum, (bit, ..)| sum | bit)
+}
+
+/// The mode after the data or the owner changed: set-uid goes; set-gid goes where it means
+/// execution (with the group's execute bit), and stays where it does not.
+pub fn without_set_id(mode: u32) -> u32 {
+    let mode = mode & !SET_UID;
+    if mode & 0o010 != 0 { mode & !SET_GID } else { mode }
+}
+
+/// The mode after `who` wrote to a regular file or changed its length.
+pub fn mode_after_write(inode: &Inode, who: &Credential<'_>) -> u32 {
+    if who.uid == 0 || inode.mode & (SET_UID | SET_GID) == 0 {
+        inode.mode
+    } else {
+        without_set_id(inode.mode)
+    }
+}
+
+/// `mode` as `who` may set it on an object of group `gid`: set-gid only for members of the group.
+pub fn mode_settable(mode: u32, gid: u32, who: &Credential<'_>) -> u32 {
+    let mode = mode & MODE_BITS;
+    if who.uid == 0 || who.in_group(gid) { mode } else { mode & !SET_GID }
+}
