@@ -49,15 +49,15 @@ fn scatter(index: u64) -> u64 {
     u64::from(x)
 }
 
-/// The three keys of a create of file `index` in directory 1, by table of the file system.
+/// The key of a name in directory 1.
 fn entry_key(name: u64) -> Vec<u8> {
     let mut key = vec![1];
     key.extend_from_slice(&1u64.to_be_bytes());
-    key.extend_from_slice(&name.wrapping_mul(0x1234_5678_9abc_def1).to_be_bytes()[..0]);
     key.extend_from_slice(format!("file{name:012}").as_bytes());
     key
 }
 
+/// The key of a cookie in directory 1 (table 2) or of an inode (table 3).
 fn number_key(table: u8, number: u64) -> Vec<u8> {
     let mut key = vec![table];
     if table == 2 {

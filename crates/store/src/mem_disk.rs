@@ -160,8 +160,8 @@ impl Disk for MemDisk {
             let source = io::Error::other("sync made to fail");
             return Err(StoreError::SyncFailed { what: "file data", source });
         }
-        let mut written = std::mem::take(&mut contents.written);
-        contents.durable.append(&mut written);
+        let written = std::mem::take(&mut contents.written);
+        contents.durable.extend(written);
         drop(contents);
         self.fuse.step("returning from a sync of the memory disk")
     }

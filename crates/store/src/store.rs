@@ -262,8 +262,15 @@ impl<E: Engine, D: Disk> Shared<E, D> {
         if room < blocks.max(1) {
             return Err(StoreError::Full { what: "file data" });
         }
-        let wanted = blocks.next_multiple_of(self.limits.grow_blocks).max(self.limits.grow_blocks);
-        self.disk.grow(total + wanted.min(room))?;
+        let step = self.limits.grow_blocks;
+        let mut wanted = blocks.max(1).next_multiple_of(step).min(room);
+        // A file system nearly full may still have room for less than a step.
+        while let Err(error) = self.disk.grow(total + wanted) {
+            if !matches!(error, StoreError::Full { .. }) || wanted / 2 < blocks.max(1) {
+                return Err(error);
+            }
+            wanted /= 2;
+        }
         self.state().bitmap.grow(self.disk.blocks());
         Ok(())
     }

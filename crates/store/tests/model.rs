@@ -463,6 +463,10 @@ fn full_disk_changes_nothing_and_room_helps() {
     change.apply_to(&mut world.model);
     check(&world.model, &store.reader().unwrap());
     assert_eq!(store.grow(100).unwrap().free_blocks, 108);
+    // Less than a step is taken too.
+    world.disk.set_blocks_max(130);
+    assert_eq!(store.grow(109).unwrap().free_blocks, 110);
+    assert!(matches!(store.grow(111), Err(StoreError::Full { .. })));
 }
 
 #[test]
