@@ -161,6 +161,13 @@ fn run(dir: &Path, records: u64) -> Result<(), StoreError> {
         writes(&store, next(), "write 4 KiB, one file, random", places)?;
     }
     reads(&store, 200_000)?;
+    store.disk().set_direct(true);
+    let places = (0..BLOCKS).map(|index| (3, index));
+    writes(&store, next(), "write 4 KiB, one file, sequential, direct", places)?;
+    for round in 0..2 {
+        let places = (0..BLOCKS).map(|index| (2, scatter(round * BLOCKS + index) % FILE_BLOCKS));
+        writes(&store, next(), "write 4 KiB, one file, random, direct", places)?;
+    }
     println!("engine: {:?}; data: {:?}", store.engine(), store.space());
     Ok(())
 }

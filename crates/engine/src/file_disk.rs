@@ -5,12 +5,12 @@
 //! are allocated on disk.
 //! Source: the design, section 7, "File data"; rules 8 and 13.
 
-use harp_store::{BLOCK_BYTES, BLOCK_BYTES_U64, Damage, Disk, StoreError};
-use rustix::fs::{FallocateFlags, fallocate};
+use harp_store::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Damage, Disk, StoreError};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -21,12 +21,16 @@ pub const SEGMENT_BLOCKS: u64 = (64 << 30) / BLOCK_BYTES_U64;
 const SEGMENTS_MAX: usize = 4096;
 /// Slices given to one call at most: what Linux takes.
 const SLICES_MAX: usize = 1024;
+/// Blocks in one direct write at most: 1 MiB.
+const DIRECT_BLOCKS: usize = 256;
 /// Bytes written at once where a file system cannot allocate without writing.
 const ZEROS_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 struct Segment {
     file: File,
+    /// The same file past the page cache, where the file system can.
+    direct: Option<File>,
     /// Written since the last sync began. Set after the write, so that a sync that does not see
     /// it began earlier and need not cover the write.
     dirty: AtomicBool,
@@ -42,9 +46,18 @@ pub struct FileDisk {
     segments: RwLock<Vec<Arc<Segment>>>,
     blocks: AtomicU64,
     growth: Mutex<()>,
+    /// Whether writes pass the page cache by.
+    direct: AtomicBool,
+    /// Aligned memory through which direct writes go.
+    bounce: Mutex<Vec<Page>>,
     /// Set by a failed sync, for ever.
     failed: AtomicBool,
 }
+
+/// Memory that every disk takes direct writes from.
+#[derive(Debug, Clone)]
+#[repr(align(4096))]
+struct Page(Block);
 
 fn segment_path(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("segment-{index:05}"))
@@ -73,7 +86,7 @@ impl FileDisk {
                 return Err(Damage::Contradiction { what: "the size of a data segment" }.into());
             }
             blocks += here;
-            segments.push(Arc::new(Segment::new(file)));
+            segments.push(Arc::new(Segment::new(file, &segment_path(dir, index))));
         }
         Ok(FileDisk {
             dir: dir.to_path_buf(),
@@ -81,8 +94,35 @@ impl FileDisk {
             segments: RwLock::new(segments),
             blocks: AtomicU64::new(blocks),
             growth: Mutex::new(()),
+            direct: AtomicBool::new(false),
+            bounce: Mutex::new(Vec::new()),
             failed: AtomicBool::new(false),
         })
+    }
+
+    /// Says whether writes pass the page cache by (false when opened). It saves a copy's memory
+    /// and the cost of fresh cache pages where data written are not read soon, as at a backup.
+    /// May change at any time; reads see all writes either way.
+    pub fn set_direct(&self, direct: bool) {
+        self.direct.store(direct, Ordering::Relaxed);
+    }
+
+    /// Writes blocks to one segment.
+    fn write_segment(
+        &self,
+        segment: &Segment,
+        slices: &[IoSlice<'_>],
+        offset: u64,
+    ) -> Result<(), StoreError> {
+        match &segment.direct {
+            Some(direct) if self.direct.load(Ordering::Relaxed) => {
+                let mut bounce = self.bounce.lock().unwrap_or_else(PoisonError::into_inner);
+                write_direct(direct, &mut bounce, slices, offset)?;
+            }
+            _ => write_slices(&segment.file, slices, offset)?,
+        }
+        segment.dirty.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Reads whole blocks only if that needs no waiting for the disk; false if it would, and
@@ -127,11 +167,11 @@ impl FileDisk {
         let synced = before.map_or(Ok(()), |before| before.file.sync_all());
         self.synced(synced, "a full data segment")?;
         let path = segment_path(&self.dir, index);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(fault("making a data segment"))?;
         let synced = file.sync_all().and_then(|()| File::open(&self.dir)?.sync_all());
         self.synced(synced, "a new data segment")?;
-        let segment = Arc::new(Segment::new(file));
+        let segment = Arc::new(Segment::new(file, &path));
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
         segments.push(Arc::clone(&segment));
         Ok(segment)
@@ -169,8 +209,11 @@ fn count_segments(dir: &Path) -> Result<usize, StoreError> {
 }
 
 impl Segment {
-    fn new(file: File) -> Segment {
-        Segment { file, dirty: AtomicBool::new(false), syncing: Mutex::new(()) }
+    fn new(file: File, path: &Path) -> Segment {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(OFlags::DIRECT.bits().cast_signed());
+        let direct = options.open(path).ok();
+        Segment { file, direct, dirty: AtomicBool::new(false), syncing: Mutex::new(()) }
     }
 
     /// Allocates bytes `from` to `to` and lets the file reach there only when all are.
@@ -210,40 +253,65 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes all slices from a byte offset on, in one call where the system takes them whole.
-    fn write(&self, slices: &[IoSlice<'_>], offset: u64) -> Result<(), StoreError> {
-        let writing = "writing file data";
-        let mut offset = offset;
-        for slices in slices.chunks(SLICES_MAX) {
-            let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
-            let mut written = loop {
-                match pwritev(&self.file, slices, offset) {
-                    Ok(written) => break written,
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(StoreError::io(writing, errno.into())),
-                }
-            };
-            if written < wanted {
-                // Rare: the rest goes out slice by slice.
-                let mut at = offset;
-                for slice in slices {
-                    let skip = written.min(slice.len());
-                    let rest = &slice[skip..];
-                    self.file.write_all_at(rest, at + skip as u64).map_err(fault(writing))?;
-                    written -= skip;
-                    at += slice.len() as u64;
-                }
-            }
-            offset += wanted as u64;
-        }
-        self.dirty.store(true, Ordering::Release);
-        Ok(())
-    }
-
     fn sync(&self) -> Result<(), io::Error> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.dirty.swap(false, Ordering::AcqRel) { self.file.sync_data() } else { Ok(()) }
     }
+}
+
+/// Writes all slices from a byte offset on, in one call where the system takes them whole.
+fn write_slices(file: &File, slices: &[IoSlice<'_>], offset: u64) -> Result<(), StoreError> {
+    let writing = "writing file data";
+    let mut offset = offset;
+    for slices in slices.chunks(SLICES_MAX) {
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut written = loop {
+            match pwritev(file, slices, offset) {
+                Ok(written) => break written,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(StoreError::io(writing, errno.into())),
+            }
+        };
+        if written < wanted {
+            // Rare: the rest goes out slice by slice.
+            let mut at = offset;
+            for slice in slices {
+                let skip = written.min(slice.len());
+                let rest = &slice[skip..];
+                file.write_all_at(rest, at + skip as u64).map_err(fault(writing))?;
+                written -= skip;
+                at += slice.len() as u64;
+            }
+        }
+        offset += wanted as u64;
+    }
+    Ok(())
+}
+
+/// The same past the page cache: through aligned memory, `DIRECT_BLOCKS` at a time.
+fn write_direct(
+    file: &File,
+    bounce: &mut Vec<Page>,
+    slices: &[IoSlice<'_>],
+    offset: u64,
+) -> Result<(), StoreError> {
+    bounce.resize(DIRECT_BLOCKS, Page([0; BLOCK_BYTES]));
+    let mut offset = offset;
+    let mut blocks = slices.iter().flat_map(|slice| slice.as_chunks::<BLOCK_BYTES>().0).peekable();
+    while blocks.peek().is_some() {
+        let mut count = 0;
+        for (page, block) in bounce.iter_mut().zip(&mut blocks) {
+            page.0.copy_from_slice(block);
+            count += 1;
+        }
+        let mut aligned = [IoSlice::new(&[]); DIRECT_BLOCKS];
+        for (slice, page) in aligned.iter_mut().zip(&bounce[..count]) {
+            *slice = IoSlice::new(&page.0);
+        }
+        write_slices(file, &aligned[..count], offset)?;
+        offset += count as u64 * BLOCK_BYTES_U64;
+    }
+    Ok(())
 }
 
 impl Disk for FileDisk {
@@ -305,7 +373,7 @@ impl Disk for FileDisk {
             let fitting = fitting.count();
             if fitting > 0 {
                 let (now, later) = slices.split_at(fitting);
-                segment.write(now, offset)?;
+                self.write_segment(&segment, now, offset)?;
                 let bytes: u64 = now.iter().map(|slice| slice.len() as u64).sum();
                 assert!(bytes.is_multiple_of(BLOCK_BYTES_U64));
                 position += bytes / BLOCK_BYTES_U64;
@@ -313,7 +381,7 @@ impl Disk for FileDisk {
             } else {
                 // The slice lies across the end of a segment.
                 let (now, later) = first.split_at(room as usize);
-                segment.write(&[IoSlice::new(now)], offset)?;
+                self.write_segment(&segment, &[IoSlice::new(now)], offset)?;
                 self.write(position + left, &[IoSlice::new(later)])?;
                 position += (first.len() / BLOCK_BYTES) as u64;
                 slices = &slices[1..];
@@ -375,10 +443,15 @@ mod tests {
         disk.grow(3000).unwrap();
         let data = pattern(2500);
         let slices: Vec<_> = data.chunks(BLOCK_BYTES).map(IoSlice::new).collect();
-        disk.write(100, &slices).unwrap();
-        let mut out = vec![0; data.len()];
-        disk.read(100, &mut out).unwrap();
-        assert!(out == data);
+        for direct in [false, true] {
+            disk.set_direct(direct);
+            let position = 100 + u64::from(direct);
+            disk.write(position, &slices).unwrap();
+            let mut out = vec![0; data.len()];
+            disk.read(position, &mut out).unwrap();
+            assert!(out == data);
+            disk.sync().unwrap();
+        }
     }
 
     #[test]
