@@ -12,6 +12,8 @@ pub mod record;
 pub mod rpc;
 pub mod xdr;
 
+pub use harp_fs::request;
+
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! Source: RFC 1833, section 3.
 
 use crate::nfs3::ArgsError;
-use crate::xdr::{Group, Reader, Sink};
+use crate::xdr::{Reader, Sink};
 use crate::{mount, nfs3};
 
 /// The portmap program.
@@ -64,8 +64,7 @@ pub fn encode_args(request: &Request, out: &mut impl Sink) -> u32 {
     match request {
         Request::Null => proc::NULL,
         Request::GetPort { program, version, protocol } => {
-            let group = Group::<16>::new().u32(*program).u32(*version).u32(*protocol);
-            out.array(&group.u32(0).done());
+            out.group::<16>(|g| g.u32(*program).u32(*version).u32(*protocol).u32(0));
             proc::GETPORT
         }
         Request::Dump => proc::DUMP,
@@ -84,8 +83,7 @@ pub fn encode_answer(request: &Request, port: u16, out: &mut impl Sink) {
         }
         Request::Dump => {
             for (program, version) in SERVED {
-                let group = Group::<20>::new().u32(1).u32(program).u32(version).u32(TCP);
-                out.array(&group.u32(port.into()).done());
+                out.group::<20>(|g| g.u32(1).u32(program).u32(version).u32(TCP).u32(port.into()));
             }
             out.u32(0);
         }

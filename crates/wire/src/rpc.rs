@@ -10,7 +10,7 @@ use std::fmt;
 use harp_fs::request::Credential;
 
 use crate::record::{LAST_FRAGMENT, MARK_BYTES};
-use crate::xdr::{Group, Reader, Sink, XdrError};
+use crate::xdr::{Reader, Sink, XdrError};
 
 const VERSION: u32 = 2;
 const CALL: u32 = 0;
@@ -161,44 +161,40 @@ pub fn decode_call(record: &[u8]) -> Result<Call<'_>, CallError> {
     decode_call_body(xid, reader).map_err(|refusal| CallError::Refused { xid, refusal })
 }
 
-#[inline]
+#[inline(always)]
 fn decode_call_body(xid: u32, mut reader: Reader<'_>) -> Result<Call<'_>, Refusal> {
-    let garbage = |_: XdrError| Refusal::GarbageArgs;
+    let garbage = |_| Refusal::GarbageArgs;
     if reader.u32().map_err(garbage)? != VERSION {
         return Err(Refusal::RpcMismatch);
     }
-    let words: &[u8; 12] = reader.fixed().map_err(garbage)?;
-    let word =
-        |at: usize| u32::from_be_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
-    let auth = decode_auth(&mut reader)?;
-    let bad_verifier = |error| match error {
-        XdrError::Truncated => Refusal::GarbageArgs,
-        _ => Refusal::Auth(AuthStat::BadVerifier),
+    let program = reader.u32().map_err(garbage)?;
+    let version = reader.u32().map_err(garbage)?;
+    let procedure = reader.u32().map_err(garbage)?;
+    let flavor = reader.u32().map_err(garbage)?;
+    let body = reader.opaque(AUTH_BODY_BYTES_MAX).map_err(bad(AuthStat::BadCredential))?;
+    let auth = match flavor {
+        AUTH_NONE => Auth::None,
+        AUTH_SYS => match decode_auth_sys(body) {
+            Ok(credential) => Auth::Sys(credential),
+            Err(_) => return Err(Refusal::Auth(AuthStat::BadCredential)),
+        },
+        _ => return Err(Refusal::Auth(AuthStat::BadCredential)),
     };
-    reader.u32().map_err(bad_verifier)?;
-    reader.opaque(AUTH_BODY_BYTES_MAX).map_err(bad_verifier)?;
-    let (program, version, procedure) = (word(0), word(4), word(8));
+    reader.u32().map_err(garbage)?; // the verifier's flavor means nothing to us
+    reader.opaque(AUTH_BODY_BYTES_MAX).map_err(bad(AuthStat::BadVerifier))?;
     Ok(Call { xid, program, version, procedure, auth, args: reader.rest() })
 }
 
-#[inline]
-fn decode_auth<'a>(reader: &mut Reader<'a>) -> Result<Auth<'a>, Refusal> {
-    let bad = |error| match error {
+/// A credential or verifier that ends too early is garbage like anything else; one that exceeds
+/// its bound is wrong in itself.
+fn bad(stat: AuthStat) -> impl Fn(XdrError) -> Refusal {
+    move |error| match error {
         XdrError::Truncated => Refusal::GarbageArgs,
-        _ => Refusal::Auth(AuthStat::BadCredential),
-    };
-    let flavor = reader.u32().map_err(bad)?;
-    let body = reader.opaque(AUTH_BODY_BYTES_MAX).map_err(bad)?;
-    match flavor {
-        AUTH_NONE => Ok(Auth::None),
-        AUTH_SYS => {
-            decode_auth_sys(body).map(Auth::Sys).map_err(|_| Refusal::Auth(AuthStat::BadCredential))
-        }
-        _ => Err(Refusal::Auth(AuthStat::BadCredential)),
+        _ => Refusal::Auth(stat),
     }
 }
 
-#[inline]
+#[inline(always)]
 fn decode_auth_sys(body: &[u8]) -> Result<Credential<'_>, XdrError> {
     let mut reader = Reader::new(body);
     reader.u32()?; // the stamp means nothing to us
@@ -225,14 +221,18 @@ pub struct Mark {
 pub fn reply_header(xid: u32, body_bytes: usize) -> [u8; REPLY_HEADER_BYTES] {
     let word = mark_word(REPLY_HEADER_BYTES - MARK_BYTES + body_bytes);
     // After the reply type: MSG_ACCEPTED, an AUTH_NONE verifier of no bytes, SUCCESS.
-    Group::new().u32(word).u32(xid).u32(REPLY).raw(&[0; 16]).done()
+    let mut header = [0; REPLY_HEADER_BYTES];
+    header[..4].copy_from_slice(&word.to_be_bytes());
+    header[4..8].copy_from_slice(&xid.to_be_bytes());
+    header[8..12].copy_from_slice(&REPLY.to_be_bytes());
+    header
 }
 
 /// Begins an accepted reply in `out`; append the results, then call [`finish`].
 #[inline]
 pub fn begin_reply(xid: u32, out: &mut Vec<u8>) -> Mark {
     let at = out.len();
-    out.array(&reply_header(xid, 0));
+    out.bytes(&reply_header(xid, 0));
     Mark { at }
 }
 
@@ -259,24 +259,24 @@ fn mark_word(record_bytes: usize) -> u32 {
 /// Appends the whole reply, record mark included, that refuses the call `xid`.
 pub fn encode_refusal(xid: u32, refusal: Refusal, out: &mut Vec<u8>) {
     let mark = Mark { at: out.len() };
-    out.array(&Group::<12>::new().u32(0).u32(xid).u32(REPLY).done());
+    out.group::<12>(|g| g.u32(0).u32(xid).u32(REPLY));
     let denied = |out: &mut Vec<u8>| out.u32(DENIED);
     let accepted = |stat: u32, out: &mut Vec<u8>| {
-        out.array(&Group::<16>::new().u32(ACCEPTED).u64(0).u32(stat).done());
+        out.group::<16>(|g| g.u32(ACCEPTED).u64(0).u32(stat));
     };
     match refusal {
         Refusal::RpcMismatch => {
             denied(out);
-            out.array(&Group::<12>::new().u32(0).u32(VERSION).u32(VERSION).done());
+            out.group::<12>(|g| g.u32(0).u32(VERSION).u32(VERSION));
         }
         Refusal::Auth(stat) => {
             denied(out);
-            out.array(&Group::<8>::new().u32(1).u32(stat as u32).done());
+            out.group::<8>(|g| g.u32(1).u32(stat as u32));
         }
         Refusal::ProgramUnavailable => accepted(1, out),
         Refusal::ProgramMismatch { low, high } => {
             accepted(2, out);
-            out.array(&Group::<8>::new().u32(low).u32(high).done());
+            out.group::<8>(|g| g.u32(low).u32(high));
         }
         Refusal::ProcedureUnavailable => accepted(3, out),
         Refusal::GarbageArgs => accepted(4, out),
@@ -297,19 +297,23 @@ pub fn begin_call(
     out: &mut Vec<u8>,
 ) -> Mark {
     let mark = Mark { at: out.len() };
-    let head = Group::<28>::new().u32(0).u32(xid).u32(CALL).u32(VERSION);
-    out.array(&head.u32(program).u32(version).u32(procedure).done());
+    out.group::<28>(|g| {
+        let head = g.u32(0).u32(xid).u32(CALL).u32(VERSION);
+        head.u32(program).u32(version).u32(procedure)
+    });
     match auth {
-        Auth::None => out.array(&[0; 8]),
+        Auth::None => out.bytes(&[0; 8]),
         Auth::Sys(credential) => {
             let groups = credential.groups_be.len() / 4;
             assert!(groups <= GROUPS_MAX && credential.groups_be.len() % 4 == 0);
-            let sys = Group::<28>::new().u32(AUTH_SYS).u32(20 + groups as u32 * 4).u64(0);
-            out.array(&sys.u32(credential.uid).u32(credential.gid).u32(groups as u32).done());
+            out.group::<28>(|g| {
+                let sys = g.u32(AUTH_SYS).u32(20 + groups as u32 * 4).u64(0);
+                sys.u32(credential.uid).u32(credential.gid).u32(groups as u32)
+            });
             out.bytes(credential.groups_be);
         }
     }
-    out.array(&[0; 8]); // an AUTH_NONE verifier
+    out.bytes(&[0; 8]); // an AUTH_NONE verifier
     mark
 }
 

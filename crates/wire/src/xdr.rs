@@ -49,52 +49,59 @@ pub fn pad(len: usize) -> &'static [u8] {
 /// A cursor over received bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
-    rest: &'a [u8],
+    bytes: &'a [u8],
+    at: usize,
 }
 
 impl<'a> Reader<'a> {
     /// Reads `bytes` from their start.
-    #[inline]
+    #[inline(always)]
     pub fn new(bytes: &'a [u8]) -> Reader<'a> {
-        Reader { rest: bytes }
+        Reader { bytes, at: 0 }
     }
 
     /// What has not been read yet.
-    #[inline]
+    #[inline(always)]
     pub fn rest(&self) -> &'a [u8] {
-        self.rest
+        &self.bytes[self.at..]
     }
 
     /// The next `N` bytes, as they are.
-    #[inline]
+    #[inline(always)]
     pub fn fixed<const N: usize>(&mut self) -> Result<&'a [u8; N], XdrError> {
-        let (head, rest) = self.rest.split_first_chunk().ok_or(XdrError::Truncated)?;
-        self.rest = rest;
-        Ok(head)
+        let end = self.at.wrapping_add(N);
+        let Some(head) = self.bytes.get(self.at..end) else {
+            return Err(XdrError::Truncated);
+        };
+        self.at = end;
+        Ok(head.first_chunk().expect("just so long"))
     }
 
     /// The next `len` bytes, as they are. The caller has bounded `len`.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, len: usize) -> Result<&'a [u8], XdrError> {
-        let (head, rest) = self.rest.split_at_checked(len).ok_or(XdrError::Truncated)?;
-        self.rest = rest;
+        let end = self.at.wrapping_add(len);
+        let Some(head) = self.bytes.get(self.at..end) else {
+            return Err(XdrError::Truncated);
+        };
+        self.at = end;
         Ok(head)
     }
 
     /// An unsigned integer.
-    #[inline]
+    #[inline(always)]
     pub fn u32(&mut self) -> Result<u32, XdrError> {
         Ok(u32::from_be_bytes(*self.fixed()?))
     }
 
     /// An unsigned hyper integer.
-    #[inline]
+    #[inline(always)]
     pub fn u64(&mut self) -> Result<u64, XdrError> {
         Ok(u64::from_be_bytes(*self.fixed()?))
     }
 
     /// A boolean; only 0 and 1 are.
-    #[inline]
+    #[inline(always)]
     pub fn bool(&mut self) -> Result<bool, XdrError> {
         match self.u32()? {
             0 => Ok(false),
@@ -105,7 +112,7 @@ impl<'a> Reader<'a> {
 
     /// A variable-length opaque of at most `max` bytes, with its padding. What the padding
     /// contains does not matter; that it is there does.
-    #[inline]
+    #[inline(always)]
     pub fn opaque(&mut self, max: usize) -> Result<&'a [u8], XdrError> {
         let length = self.u32()?;
         let len = length as usize;
@@ -117,21 +124,21 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Where encoded bytes go. Encoders hand over whole groups, so that each group costs one check.
+/// Where encoded bytes go. Encoders hand over whole groups, so that each group costs one check,
+/// and fill them where they will stay: a copy right after would wait for its many small stores.
 pub trait Sink {
     /// Appends `bytes`.
     fn bytes(&mut self, bytes: &[u8]);
 
-    /// Appends a group whose size is known when compiling.
-    #[inline(always)]
-    fn array<const N: usize>(&mut self, bytes: &[u8; N]) {
-        self.bytes(bytes);
-    }
+    /// Appends a group of `N` bytes that `fill` fills.
+    ///
+    /// Panics when `fill` does not fill it: its size was miscounted where it was written.
+    fn group<const N: usize>(&mut self, fill: impl FnOnce(Group<'_, N>) -> Group<'_, N>);
 
     /// Appends one unsigned integer.
     #[inline(always)]
     fn u32(&mut self, value: u32) {
-        self.array(&value.to_be_bytes());
+        self.bytes(&value.to_be_bytes());
     }
 
     /// Appends a variable-length opaque: length, bytes, padding.
@@ -147,6 +154,14 @@ impl Sink for Vec<u8> {
     #[inline(always)]
     fn bytes(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
+    }
+
+    #[inline(always)]
+    fn group<const N: usize>(&mut self, fill: impl FnOnce(Group<'_, N>) -> Group<'_, N>) {
+        let at = self.len();
+        self.extend_from_slice(&[0; N]);
+        let bytes = self[at..].first_chunk_mut().expect("just appended");
+        fill(Group { bytes, used: 0 }).check();
     }
 }
 
@@ -174,12 +189,23 @@ impl<'a> SliceSink<'a> {
 impl Sink for SliceSink<'_> {
     #[inline(always)]
     fn bytes(&mut self, bytes: &[u8]) {
-        let room = &mut self.buf[self.used..];
-        if bytes.len() <= room.len() {
-            room[..bytes.len()].copy_from_slice(bytes);
-            self.used += bytes.len();
-        } else {
-            self.overflowed = true;
+        match self.buf[self.used..].get_mut(..bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                self.used += bytes.len();
+            }
+            None => self.overflowed = true,
+        }
+    }
+
+    #[inline(always)]
+    fn group<const N: usize>(&mut self, fill: impl FnOnce(Group<'_, N>) -> Group<'_, N>) {
+        match self.buf[self.used..].first_chunk_mut() {
+            Some(bytes) => {
+                fill(Group { bytes, used: 0 }).check();
+                self.used += N;
+            }
+            None => self.overflowed = true,
         }
     }
 }
@@ -193,43 +219,45 @@ impl Sink for CountSink {
     fn bytes(&mut self, bytes: &[u8]) {
         self.0 += bytes.len();
     }
+
+    #[inline(always)]
+    fn group<const N: usize>(&mut self, _fill: impl FnOnce(Group<'_, N>) -> Group<'_, N>) {
+        self.0 += N;
+    }
 }
 
-/// A fixed-size group of big-endian words, filled in order. With constant sizes the compiler
-/// folds the positions, so a group becomes plain stores.
-pub(crate) struct Group<const N: usize> {
-    bytes: [u8; N],
+/// A group of `N` bytes, filled in order with big-endian words. With constant sizes the compiler
+/// folds the positions, so that filling becomes plain stores.
+#[derive(Debug)]
+pub struct Group<'a, const N: usize> {
+    bytes: &'a mut [u8; N],
     used: usize,
 }
 
-impl<const N: usize> Group<N> {
+impl<const N: usize> Group<'_, N> {
+    /// Puts `bytes` next.
     #[inline(always)]
-    pub(crate) fn new() -> Group<N> {
-        Group { bytes: [0; N], used: 0 }
-    }
-
-    #[inline(always)]
-    pub(crate) fn raw<const M: usize>(mut self, bytes: &[u8; M]) -> Group<N> {
+    pub fn raw<const M: usize>(mut self, bytes: &[u8; M]) -> Self {
         self.bytes[self.used..self.used + M].copy_from_slice(bytes);
         self.used += M;
         self
     }
 
+    /// Puts an unsigned integer next.
     #[inline(always)]
-    pub(crate) fn u32(self, value: u32) -> Group<N> {
+    pub fn u32(self, value: u32) -> Self {
+        self.raw(&value.to_be_bytes())
+    }
+
+    /// Puts an unsigned hyper integer next.
+    #[inline(always)]
+    pub fn u64(self, value: u64) -> Self {
         self.raw(&value.to_be_bytes())
     }
 
     #[inline(always)]
-    pub(crate) fn u64(self, value: u64) -> Group<N> {
-        self.raw(&value.to_be_bytes())
-    }
-
-    /// The filled group. Panics when it is not full: its size was miscounted here.
-    #[inline(always)]
-    pub(crate) fn done(self) -> [u8; N] {
+    fn check(self) {
         assert!(self.used == N, "a group of {N} bytes got {}", self.used);
-        self.bytes
     }
 }
 
@@ -262,21 +290,21 @@ mod tests {
     fn slice_sink_reports_overflow_and_never_writes_past_the_end() {
         let mut buf = [9u8; 8];
         let mut sink = SliceSink::new(&mut buf[..6]);
-        sink.u32(1);
+        sink.group::<4>(|g| g.u32(1));
         assert_eq!(sink.written(), Some(4));
         sink.u32(2);
         assert_eq!(sink.written(), None);
-        sink.bytes(&[3]);
+        sink.bytes(&[3; 3]);
+        sink.group::<4>(|g| g.u32(4));
         assert_eq!(sink.written(), None);
         assert_eq!(buf[6..], [9, 9]);
     }
 
     #[test]
     fn group_lays_words_out_in_order() {
-        assert_eq!(
-            Group::<14>::new().u32(1).u64(2).raw(&[3, 4]).done(),
-            [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 3, 4]
-        );
+        let mut out = vec![9];
+        out.group::<14>(|g| g.u32(1).u64(2).raw(&[3, 4]));
+        assert_eq!(out, [9, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 3, 4]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use harp_fs::request::{CreateHow, DirName, FileType, Request, SetAttr};
 
 use super::attributes::{get_file_type, get_guard, get_set_attr, put_set_attr};
 use super::{HANDLE_BYTES_MAX, NAME_BYTES_MAX, TARGET_BYTES_MAX, proc};
-use crate::xdr::{Group, Reader, Sink, XdrError};
+use crate::xdr::{Reader, Sink, XdrError};
 
 const UNCHECKED: u32 = 0;
 const GUARDED: u32 = 1;
@@ -91,19 +91,19 @@ pub fn decode_args(procedure: u32, args: &[u8]) -> Result<Request<'_>, ArgsError
     })
 }
 
-#[inline]
+#[inline(always)]
 fn handle<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], XdrError> {
     r.opaque(HANDLE_BYTES_MAX)
 }
 
-#[inline]
+#[inline(always)]
 fn dir_name<'a>(r: &mut Reader<'a>) -> Result<DirName<'a>, XdrError> {
     Ok(DirName { dir: handle(r)?, name: r.opaque(NAME_BYTES_MAX)? })
 }
 
 /// The data is bounded by the record it lies in. Fewer bytes than `count` are garbage; more are
 /// allowed, and `count` says how many of them count.
-#[inline]
+#[inline(always)]
 fn write<'a>(r: &mut Reader<'a>) -> Result<Request<'a>, XdrError> {
     let handle = handle(r)?;
     let (offset, count, stable) = (r.u64()?, r.u32()?, r.u32()?);
@@ -117,7 +117,7 @@ fn write<'a>(r: &mut Reader<'a>) -> Result<Request<'a>, XdrError> {
     Ok(Request::Write { handle, offset, count, stable, data })
 }
 
-#[inline]
+#[inline(always)]
 fn create_how(r: &mut Reader<'_>) -> Result<CreateHow, XdrError> {
     match r.u32()? {
         UNCHECKED => get_set_attr(r).map(CreateHow::Unchecked),
@@ -156,7 +156,7 @@ pub fn encode_args(request: &Request<'_>, out: &mut impl Sink) {
             out.opaque(handle);
             put_set_attr(out, &set);
             match guard {
-                Some(time) => out.array(&Group::<12>::new().u32(1).time(time).done()),
+                Some(time) => out.group::<12>(|g| g.u32(1).time(time)),
                 None => out.u32(0),
             }
         }
@@ -169,11 +169,11 @@ pub fn encode_args(request: &Request<'_>, out: &mut impl Sink) {
         }
         Request::Read { handle, offset, count } | Request::Commit { handle, offset, count } => {
             out.opaque(handle);
-            out.array(&Group::<12>::new().u64(offset).u32(count).done());
+            out.group::<12>(|g| g.u64(offset).u32(count));
         }
         Request::Write { handle, offset, count, stable, data } => {
             out.opaque(handle);
-            out.array(&Group::<16>::new().u64(offset).u32(count).u32(stable).done());
+            out.group::<16>(|g| g.u64(offset).u32(count).u32(stable));
             out.opaque(data);
         }
         Request::Rename { from, to } => {
@@ -186,12 +186,11 @@ pub fn encode_args(request: &Request<'_>, out: &mut impl Sink) {
         }
         Request::ReadDir { handle, cookie, verifier, count } => {
             out.opaque(handle);
-            out.array(&Group::<20>::new().u64(cookie).raw(&verifier).u32(count).done());
+            out.group::<20>(|g| g.u64(cookie).raw(&verifier).u32(count));
         }
         Request::ReadDirPlus { handle, cookie, verifier, dir_count, max_count } => {
             out.opaque(handle);
-            let group = Group::<24>::new().u64(cookie).raw(&verifier);
-            out.array(&group.u32(dir_count).u32(max_count).done());
+            out.group::<24>(|g| g.u64(cookie).raw(&verifier).u32(dir_count).u32(max_count));
         }
         Request::Create { .. }
         | Request::MkDir { .. }
@@ -209,7 +208,7 @@ fn encode_making(request: &Request<'_>, out: &mut impl Sink) {
                 CreateHow::Unchecked(set) => (UNCHECKED, set),
                 CreateHow::Guarded(set) => (GUARDED, set),
                 CreateHow::Exclusive(verifier) => {
-                    out.array(&Group::<12>::new().u32(EXCLUSIVE).raw(verifier).done());
+                    out.group::<12>(|g| g.u32(EXCLUSIVE).raw(verifier));
                     return;
                 }
             };
@@ -235,7 +234,7 @@ fn encode_making(request: &Request<'_>, out: &mut impl Sink) {
                 put_set_attr(out, set);
             }
             if matches!(kind, FileType::Block | FileType::Character) {
-                out.array(&Group::<8>::new().u32(device.0).u32(device.1).done());
+                out.group::<8>(|g| g.u32(device.0).u32(device.1));
             }
         }
         other => unreachable!("{other:?} makes nothing"),

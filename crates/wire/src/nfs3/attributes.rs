@@ -15,15 +15,15 @@ const NANOS_PER_SECOND: u32 = 1_000_000_000;
 
 type Result<T> = std::result::Result<T, XdrError>;
 
-impl<const N: usize> Group<N> {
+impl<const N: usize> Group<'_, N> {
     #[inline(always)]
-    pub(super) fn time(self, time: Time) -> Group<N> {
+    pub(super) fn time(self, time: Time) -> Self {
         self.u32(time.seconds).u32(time.nanos)
     }
 
     /// 84 bytes.
     #[inline(always)]
-    pub(super) fn attributes(self, a: &Attributes) -> Group<N> {
+    pub(super) fn attributes(self, a: &Attributes) -> Self {
         self.u32(a.kind as u32)
             .u32(a.mode)
             .u32(a.nlink)
@@ -42,7 +42,7 @@ impl<const N: usize> Group<N> {
 
     /// 24 bytes.
     #[inline(always)]
-    fn before(self, before: &BeforeAttr) -> Group<N> {
+    fn before(self, before: &BeforeAttr) -> Self {
         self.u64(before.size).time(before.mtime).time(before.ctime)
     }
 }
@@ -50,7 +50,7 @@ impl<const N: usize> Group<N> {
 #[inline(always)]
 pub(super) fn put_post_op(out: &mut impl Sink, attr: &Option<Attributes>) {
     match attr {
-        Some(attr) => out.array(&Group::<88>::new().u32(1).attributes(attr).done()),
+        Some(attr) => out.group::<88>(|g| g.u32(1).attributes(attr)),
         None => out.u32(0),
     }
 }
@@ -59,10 +59,10 @@ pub(super) fn put_post_op(out: &mut impl Sink, attr: &Option<Attributes>) {
 pub(super) fn put_wcc(out: &mut impl Sink, wcc: &Wcc) {
     match (&wcc.before, &wcc.after) {
         (Some(before), Some(after)) => {
-            out.array(&Group::<116>::new().u32(1).before(before).u32(1).attributes(after).done());
+            out.group::<116>(|g| g.u32(1).before(before).u32(1).attributes(after));
         }
         (Some(before), None) => {
-            out.array(&Group::<32>::new().u32(1).before(before).u32(0).done());
+            out.group::<32>(|g| g.u32(1).before(before).u32(0));
         }
         (None, after) => {
             out.u32(0);
@@ -85,24 +85,24 @@ pub(super) fn put_post_op_handle(out: &mut impl Sink, handle: &Option<HandleByte
 pub(super) fn put_set_attr(out: &mut impl Sink, set: &SetAttr) {
     for field in [set.mode, set.uid, set.gid] {
         match field {
-            Some(value) => out.array(&Group::<8>::new().u32(1).u32(value).done()),
+            Some(value) => out.group::<8>(|g| g.u32(1).u32(value)),
             None => out.u32(0),
         }
     }
     match set.size {
-        Some(size) => out.array(&Group::<12>::new().u32(1).u64(size).done()),
+        Some(size) => out.group::<12>(|g| g.u32(1).u64(size)),
         None => out.u32(0),
     }
     for time in [set.atime, set.mtime] {
         match time {
             SetTime::Keep => out.u32(0),
             SetTime::ToServer => out.u32(1),
-            SetTime::ToClient(time) => out.array(&Group::<12>::new().u32(2).time(time).done()),
+            SetTime::ToClient(time) => out.group::<12>(|g| g.u32(2).time(time)),
         }
     }
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn get_time(reader: &mut Reader<'_>) -> Result<Time> {
     let both = reader.u64()?;
     let time = Time { seconds: (both >> 32) as u32, nanos: both as u32 };
@@ -112,7 +112,7 @@ pub(super) fn get_time(reader: &mut Reader<'_>) -> Result<Time> {
     Ok(time)
 }
 
-#[inline]
+#[inline(always)]
 fn get_option<'a, T>(
     reader: &mut Reader<'a>,
     get: impl FnOnce(&mut Reader<'a>) -> Result<T>,
@@ -120,7 +120,7 @@ fn get_option<'a, T>(
     if reader.bool()? { get(reader).map(Some) } else { Ok(None) }
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn get_set_attr(reader: &mut Reader<'_>) -> Result<SetAttr> {
     Ok(SetAttr {
         mode: get_option(reader, Reader::u32)?,
@@ -132,7 +132,7 @@ pub(super) fn get_set_attr(reader: &mut Reader<'_>) -> Result<SetAttr> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn get_set_time(reader: &mut Reader<'_>) -> Result<SetTime> {
     match reader.u32()? {
         0 => Ok(SetTime::Keep),
@@ -142,12 +142,12 @@ fn get_set_time(reader: &mut Reader<'_>) -> Result<SetTime> {
     }
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn get_guard(reader: &mut Reader<'_>) -> Result<Option<Time>> {
     get_option(reader, get_time)
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn get_file_type(reader: &mut Reader<'_>) -> Result<FileType> {
     let number = reader.u32()?;
     FileType::from_number(number).ok_or(XdrError::BadValue(number))

@@ -9,7 +9,7 @@ use harp_fs::request::{
 };
 
 use super::attributes::{put_post_op, put_post_op_handle, put_wcc};
-use crate::xdr::{CountSink, Group, Sink, SliceSink};
+use crate::xdr::{CountSink, Sink, SliceSink};
 
 /// Encodes the results of `response`, without record mark and RPC header.
 ///
@@ -30,7 +30,7 @@ pub fn encode_body(response: &Response, out: &mut impl Sink) {
             put_wcc(out, wcc);
             if *status == Status::Ok {
                 let stable = 2; // FILE_SYNC: what is answered is replicated
-                out.array(&Group::<16>::new().u32(*count).u32(stable).raw(verifier).done());
+                out.group::<16>(|g| g.u32(*count).u32(stable).raw(verifier));
             }
         }
         Response::Create { status, ok, attr, dir } => {
@@ -61,7 +61,7 @@ fn encode_reading(response: &Response, out: &mut impl Sink) {
     match response {
         Response::GetAttr { status, ok } => match ok {
             Some(attr) if *status == Status::Ok => {
-                out.array(&Group::<88>::new().u32(0).attributes(attr).done());
+                out.group::<88>(|g| g.u32(0).attributes(attr));
             }
             _ => failed(*status, out),
         },
@@ -88,7 +88,7 @@ fn encode_reading(response: &Response, out: &mut impl Sink) {
         }
         Response::Read { status, attr, count, eof } => {
             if succeeded(*status, attr, out) {
-                out.array(&Group::<12>::new().u32(*count).u32(*eof as u32).u32(*count).done());
+                out.group::<12>(|g| g.u32(*count).u32(*eof as u32).u32(*count));
             }
         }
         Response::ReadDir { status, dir, listing } => {
@@ -110,7 +110,7 @@ fn encode_reading(response: &Response, out: &mut impl Sink) {
             out.u32(*status as u32);
             put_wcc(out, wcc);
             if *status == Status::Ok {
-                out.array(verifier);
+                out.bytes(verifier);
             }
         }
         other => unreachable!("{other:?} is encoded by encode_body"),
@@ -160,51 +160,59 @@ fn put_facts<T, S: Sink>(
 }
 
 fn put_fs_stat<S: Sink>(out: &mut S, s: &FsStat) {
-    let bytes = Group::<52>::new().u64(s.total_bytes).u64(s.free_bytes).u64(s.available_bytes);
-    let files = bytes.u64(s.total_files).u64(s.free_files).u64(s.available_files);
-    out.array(&files.u32(s.invar_seconds).done());
+    out.group::<52>(|g| {
+        let bytes = g.u64(s.total_bytes).u64(s.free_bytes).u64(s.available_bytes);
+        let files = bytes.u64(s.total_files).u64(s.free_files).u64(s.available_files);
+        files.u32(s.invar_seconds)
+    });
 }
 
 fn put_fs_info<S: Sink>(out: &mut S, i: &FsInfo) {
-    let read = Group::<48>::new().u32(i.read_max).u32(i.read_preferred).u32(i.read_multiple);
-    let write = read.u32(i.write_max).u32(i.write_preferred).u32(i.write_multiple);
-    let rest = write.u32(i.dir_preferred).u64(i.file_size_max).time(i.time_delta);
-    out.array(&rest.u32(i.properties).done());
+    out.group::<48>(|g| {
+        let read = g.u32(i.read_max).u32(i.read_preferred).u32(i.read_multiple);
+        let write = read.u32(i.write_max).u32(i.write_preferred).u32(i.write_multiple);
+        let rest = write.u32(i.dir_preferred).u64(i.file_size_max).time(i.time_delta);
+        rest.u32(i.properties)
+    });
 }
 
 fn put_path_conf<S: Sink>(out: &mut S, p: &PathConf) {
-    let sizes = Group::<24>::new().u32(p.link_max).u32(p.name_max);
-    let names = sizes.u32(p.no_trunc as u32).u32(p.chown_restricted as u32);
-    out.array(&names.u32(p.case_insensitive as u32).u32(p.case_preserving as u32).done());
+    out.group::<24>(|g| {
+        let sizes = g.u32(p.link_max).u32(p.name_max);
+        let names = sizes.u32(p.no_trunc as u32).u32(p.chown_restricted as u32);
+        names.u32(p.case_insensitive as u32).u32(p.case_preserving as u32)
+    });
 }
 
 fn put_listing(out: &mut impl Sink, listing: &Listing, plus: bool) {
-    out.array(&listing.verifier);
+    out.bytes(&listing.verifier);
     for entry in &listing.entries {
         let name = &listing.names[entry.name.clone()];
         let name_len = name.len() as u32;
-        out.array(&Group::<16>::new().u32(1).u64(entry.fileid).u32(name_len).done());
+        out.group::<16>(|g| g.u32(1).u64(entry.fileid).u32(name_len));
         out.bytes(name);
         out.bytes(crate::xdr::pad(name.len()));
         if plus {
             put_plus(out, entry);
         } else {
-            out.array(&entry.cookie.to_be_bytes());
+            out.bytes(&entry.cookie.to_be_bytes());
         }
     }
-    out.array(&Group::<8>::new().u32(0).u32(listing.end as u32).done());
+    out.group::<8>(|g| g.u32(0).u32(listing.end as u32));
 }
 
 fn put_plus(out: &mut impl Sink, entry: &ListedEntry) {
     match &entry.plus {
         Some((attr, handle)) => {
             let handle = handle.as_slice();
-            let group = Group::<104>::new().u64(entry.cookie).u32(1).attributes(attr);
-            out.array(&group.u32(1).u32(handle.len() as u32).done());
+            out.group::<104>(|g| {
+                let attributes = g.u64(entry.cookie).u32(1).attributes(attr);
+                attributes.u32(1).u32(handle.len() as u32)
+            });
             out.bytes(handle);
             out.bytes(crate::xdr::pad(handle.len()));
         }
-        None => out.array(&Group::<16>::new().u64(entry.cookie).u64(0).done()),
+        None => out.group::<16>(|g| g.u64(entry.cookie).u64(0)),
     }
 }
 
