@@ -106,7 +106,7 @@ impl Replica {
         self.promise(now, view, self.settings.me, out);
         let promises = [None; SERVERS_MAX];
         self.attempt = Some(Attempt { view, since: now, sent: now, promises, install: None });
-        self.retries = (self.retries + 1).min(6);
+        self.retries = (self.retries + 1).min(4);
         let wait = self.settings.failure_timeout << (self.retries - 1);
         self.retry_at = now.plus(wait + self.settings.patience());
         // The invitation itself is a message in the view: it leaves when our own promise is durable.

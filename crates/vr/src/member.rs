@@ -46,7 +46,7 @@ impl Replica {
         out: &mut Vec<Action>,
     ) {
         assert!(view > self.durable.promised, "a promise only grows");
-        self.leave_view(now, out);
+        self.leave_view(out);
         self.durable.promised = view;
         if self.attempt.as_ref().is_some_and(|a| a.view < view) {
             self.attempt = None;
@@ -60,7 +60,7 @@ impl Replica {
     }
 
     /// Stops whatever this server did in its view.
-    pub(crate) fn leave_view(&mut self, _now: Nanos, out: &mut Vec<Action>) {
+    pub(crate) fn leave_view(&mut self, out: &mut Vec<Action>) {
         if self.serving {
             self.serving = false;
             out.push(Action::Stopped { view: self.durable.formed });

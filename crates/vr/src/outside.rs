@@ -44,8 +44,16 @@ impl Replica {
         presence: Presence,
         out: &mut Vec<Action>,
     ) {
-        if self.is_normal() || self.running.is_some_and(|r| r.view > presence.formed) {
+        if self.running.is_some_and(|r| r.view > presence.formed) {
             return;
+        }
+        if self.is_normal() {
+            if presence.formed == self.durable.formed {
+                return;
+            }
+            // The group went on without us while we were cut off or asleep.
+            self.leave_view(out);
+            self.stage = Stage::Outside { since: now };
         }
         self.running = Some(Running {
             view: presence.formed,
@@ -230,6 +238,8 @@ impl Replica {
         let slow = now < self.excluded_until[primary.index()];
         if now.since(heard) > timeout + self.settings.patience() / 2 || slow {
             self.start_attempt(now, out);
+        } else {
+            self.refusing = None;
         }
     }
 
@@ -265,18 +275,19 @@ impl Replica {
                 self.progress_install(now, out);
             }
         }
-        let own = coordinator == self.settings.me && self.attempt.is_some();
-        if own || self.tagging.is_some() {
-            return;
-        }
         // The view formed without us, or the coordinator is gone.
         let passed_by = self.running.is_some_and(|r| r.view >= self.durable.promised);
+        let own = coordinator == self.settings.me && self.attempt.is_some();
+        if self.tagging.is_some() || own && !passed_by {
+            return;
+        }
         let waited = now.since(since);
         let limit = if installing { PHASE_TWO_TIMEOUTS } else { 3 } * self.settings.failure_timeout;
         let gone = self.is_silent(now, coordinator) && waited > self.settings.failure_timeout;
         if passed_by || gone || waited > limit {
-            self.leave_view(now, out);
             let running = self.running;
+            self.leave_view(out);
+            self.attempt = None;
             self.stage = Stage::Outside { since: now };
             self.running = running;
             if gone && self.settings.shape.is_copy(self.settings.me) {

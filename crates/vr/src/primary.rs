@@ -128,6 +128,11 @@ impl Replica {
         (news || beat).then_some(peer.next)
     }
 
+    /// Whether `member` must hear something now even if there are no records for it.
+    pub fn heartbeat_due(&self, now: Nanos, member: ServerId) -> bool {
+        now.since(self.peers[member.index()].prepared) >= self.settings.heartbeat
+    }
+
     /// Position up to which `member` is known to have received the log, for flow control.
     pub fn received_by(&self, member: ServerId) -> Op {
         self.peers[member.index()].received

@@ -432,6 +432,16 @@ impl Replica {
         self.settings.planted == Some(bug)
     }
 
+    /// `message` addressed to `to`, with the incarnations that rule 6 demands.
+    pub fn envelope(&self, to: ServerId, message: Message) -> Envelope {
+        Envelope {
+            from: self.settings.me,
+            from_incarnation: self.durable.incarnation,
+            to_incarnation: self.peers[to.index()].incarnation,
+            message,
+        }
+    }
+
     // ----- events -----
 
     /// A message arrived. Returns what to do with attached records.
@@ -505,9 +515,7 @@ impl Replica {
             let s = self.staged.as_mut().expect("records for a staged log that is not there");
             assert!(end >= s.end, "a staged log only grows");
             s.end = end;
-            if matches!(self.stage, Stage::Outside { .. }) {
-                s.committed = end;
-            }
+            s.committed = s.committed.max(end.min(self.cp));
         } else {
             assert!(end >= self.log.end, "the log only grows");
             self.log.end = end;
@@ -548,7 +556,8 @@ impl Replica {
 
     /// The caller's log holds nothing below `begin` any more.
     pub fn on_trimmed(&mut self, begin: Op) {
-        assert!(begin.0 <= self.glb.0 + 1, "trimmed to {begin} beyond GLB {}", self.glb);
+        let votes = self.tag.is_some() && self.settings.planted.is_none();
+        assert!(!votes || begin.0 <= self.glb.0 + 1, "trimmed to {begin} beyond GLB {}", self.glb);
         self.log.begin = self.log.begin.max(begin);
     }
 
@@ -580,6 +589,18 @@ impl Replica {
             self.durable.configuration.change(self.settings.shape, change);
         }
         self.persist(out);
+    }
+
+    /// The change that [`Action::LogConfiguration`] asked for could not be logged; it is asked for again.
+    pub fn on_configuration_refused(&mut self, change: ConfigurationChange) {
+        if let ConfigurationChange::Admit { server, .. } = change {
+            self.admitting.remove(server);
+        }
+    }
+
+    /// The staged log is gone with the log that was dropped.
+    pub fn on_staged_dropped(&mut self) {
+        self.staged = None;
     }
 
     /// The caller's view of its own disk: nanoseconds the oldest record has waited.
