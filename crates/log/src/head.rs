@@ -108,6 +108,7 @@ impl Head {
         let sound = head.begin_op > 0
             && head.begin_pos.is_multiple_of(crate::batch::BLOCK_BYTES)
             && head.durable_mark >= head.begin_pos
+            && head.durable_mark.is_multiple_of(crate::batch::BLOCK_BYTES)
             && head.durable_mark < NUMBER_MAX;
         (bounded && sound).then_some(head)
     }

@@ -358,10 +358,14 @@ impl Log {
         assert!(!self.amnesia, "a log that is not intact is reset before it is used");
         let (pos, hard_end) = self.batch_place(len);
         let records = pos + BATCH_HEADER_BYTES as u64;
-        self.refresh_limits();
-        self.claim(records + len)?;
         let soft_end = pos + BATCH_BYTES_SOFT_MAX.min(self.settings.segment_bytes / 4);
         self.open = Some(OpenBatch { pos, end: records, soft_end, hard_end, count: 0 });
+        self.refresh_limits();
+        if let Err(full) = self.claim(records + len) {
+            self.open = None;
+            self.refresh_limits();
+            return Err(full);
+        }
         Ok(records)
     }
 
@@ -532,22 +536,29 @@ impl Log {
     /// Whether all is durable and no batch's or head's mark says so yet (rule 3). If that lasts for 10 ms,
     /// call [`Log::seal_mark`].
     pub fn mark_due(&self) -> bool {
-        let body = self.growing();
-        body.on_disk
-            && (self.staged.is_none() || self.swapping())
-            && body.mark < body.records_end
-            && body.records_end <= body.durable.1
+        let unmarked = |body: &Body| {
+            body.on_disk && body.mark < body.records_end && body.records_end <= body.durable.1
+        };
+        if self.staged.is_some() && !self.swapping() {
+            return unmarked(&self.current) && self.head_writes.is_empty();
+        }
+        unmarked(self.growing())
             && self.open.is_none_or(|open| open.count == 0)
             && self.in_flight.is_empty()
             && self.pending.is_empty()
     }
 
-    /// Writes an empty batch whose mark covers what is durable, if [`Log::mark_due`] and there is room.
+    /// If [`Log::mark_due`], writes an empty batch whose mark covers what is durable, or a head while a staged
+    /// log stands behind the current one. False if it is not due or there is no room.
     pub fn seal_mark(&mut self, cp: u64, out: &mut Vec<DiskCommand>) -> bool {
         if !self.mark_due() {
             return false;
         }
         self.cp = self.cp.max(cp);
+        if self.staged.is_some() && !self.swapping() {
+            self.write_begin(out);
+            return true;
+        }
         (self.open, self.begun) = (None, None);
         let (pos, hard_end) = self.batch_place(0);
         let end = pos + BATCH_HEADER_BYTES as u64;

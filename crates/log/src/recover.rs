@@ -249,6 +249,7 @@ impl<'a> Walk<'a> {
             && header.prev_header == self.body.tail.prev_header
             && header.start >= self.start
             && header.durable_mark <= pos
+            && header.durable_mark.is_multiple_of(BLOCK_BYTES)
             && header.padded_bytes() <= segment_end - pos
     }
 

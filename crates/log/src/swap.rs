@@ -217,7 +217,8 @@ impl Log {
         }
     }
 
-    fn write_begin(&mut self, out: &mut Vec<DiskCommand>) {
+    /// Hands out a head that says of the current log what is true now.
+    pub(crate) fn write_begin(&mut self, out: &mut Vec<DiskCommand>) {
         let begin = Head::of(&self.current, &self.settings, self.head.sequence);
         let Head { tag, members, extra, .. } = self.head;
         self.hand_out_head(Head { tag, members, extra, ..begin }, false, out);

@@ -5,25 +5,26 @@ mod common;
 use common::{Rng, Server, settings};
 
 /// One random life of a log on small segments, with trimming, swaps and power cuts.
-fn world(seed: u64, steps: u32) -> (u64, u64) {
+fn world(seed: u64, steps: u32) -> [u64; 3] {
     let mut rng = Rng(seed);
     let segments = 6 + rng.below(6);
-    let mut server = Server::new(settings(32 << 10, segments), 128 << 10);
-    let (mut restarts, mut view, mut full) = (0, 1, 0);
+    let mut server = Server::new(settings(32 << 10, segments), (32 << 10) << rng.below(3));
+    let (mut restarts, mut view, mut full, mut swaps) = (0, 1, 0, 0);
     for _ in 0..steps {
         match rng.below(100) {
             0..45 => {
-                let long = if rng.one_in(20) { 20_000 } else { 700 };
+                let long = if rng.one_in(20) { 30_000 } else { 700 };
                 let body = vec![rng.next() as u8; rng.below(long) as usize];
                 full += server.append(view, &body).is_none() as u64;
             }
             45..60 => drop(server.seal()),
-            60..80 => drop(server.run_one()),
+            60..79 => drop(server.run_one()),
+            79 => drop(server.persist()),
             80..85 => drop(server.seal_mark()),
             85..90 => {
                 let log = server.log.growing();
                 let op = log.begin() + rng.below(log.end() + 2 - log.begin());
-                server.log.pin(op.min(server.log.growing().end()));
+                server.pin(op.min(log.end()).max(server.pin));
             }
             90..93 => {
                 let log = server.log.current();
@@ -32,14 +33,13 @@ fn world(seed: u64, steps: u32) -> (u64, u64) {
             }
             93 => {
                 let begin = server.log.current().end() + 1;
-                server.log.stage(begin, None, rng.one_in(2), view);
+                server.stage(begin, rng.one_in(2));
             }
-            94 => drop(server.log.drop_staged()),
+            94 => server.drop_staged(),
             95 => {
-                let roomy = server.log.staged().is_some_and(|staged| staged.on_disk());
-                if roomy && !server.log.swapping() {
+                if server.log.staged().is_some() && !server.log.swapping() {
                     view += 1;
-                    server.swap(view);
+                    swaps += server.swap(view) as u64;
                 }
             }
             96 => {
@@ -57,22 +57,26 @@ fn world(seed: u64, steps: u32) -> (u64, u64) {
                 restarts += 1;
             }
         }
+        server.check_pin();
     }
     server.settle();
     server.check_body(false);
     server.check_body(true);
     assert!(full < steps as u64);
-    (restarts, server.cuts)
+    [restarts, server.cuts, swaps]
 }
 
 #[test]
 fn log_power_cut_anywhere_keeps_what_was_durable() {
-    let (mut restarts, mut cuts) = (0, 0);
-    for seed in 0..400 {
-        let (more_restarts, more_cuts) = std::panic::catch_unwind(|| world(seed, 1500))
-            .unwrap_or_else(|_| panic!("replay: world({seed}, 1500)"));
-        restarts += more_restarts;
-        cuts += more_cuts;
+    let mut counts = [0; 3];
+    for seed in 0..300 {
+        let more = std::panic::catch_unwind(|| world(seed, 4000))
+            .unwrap_or_else(|_| panic!("replay: world({seed}, 4000)"));
+        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
     }
-    assert!(restarts > 1000 && cuts > 100, "{restarts} restarts, {cuts} torn tails");
+    let [restarts, cuts, swaps] = counts;
+    assert!(
+        restarts > 5000 && cuts > 1000 && swaps > 1000,
+        "the worlds were too quiet: {counts:?}"
+    );
 }

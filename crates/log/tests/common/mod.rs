@@ -85,6 +85,17 @@ impl SimDisk {
         self.seen.insert(sector, bytes);
     }
 
+    /// The bytes as a reader sees them.
+    pub fn bytes(&mut self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.read(LogPos(at), &mut bytes).unwrap();
+        bytes
+    }
+
+    pub fn zero(&mut self, range: std::ops::Range<u64>) {
+        range.step_by(SECTOR).for_each(|at| self.damage(at, |sector| sector.fill(0)));
+    }
+
     pub fn flip(&mut self, at: u64) {
         self.damage(at, |sector| sector[at as usize % SECTOR] ^= 0x40);
     }
@@ -107,7 +118,10 @@ impl LogDisk for SimDisk {
     }
 
     fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError> {
-        assert!(at.0.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "writes are aligned");
+        assert!(
+            at.0.is_multiple_of(4096) && bytes.len().is_multiple_of(4096),
+            "writes are aligned"
+        );
         self.writes += 1;
         for (index, sector) in bytes.chunks(SECTOR).enumerate() {
             let place = at.0 % self.capacity / SECTOR as u64 + index as u64;
@@ -136,13 +150,21 @@ impl LogDisk for SimDisk {
 /// What a record should be: kind, view, time, body.
 pub type Expected = (u8, u64, u64, Vec<u8>);
 
+fn written_by(command: &DiskCommand, log: &Log) -> Vec<u8> {
+    match command {
+        DiskCommand::Write { at, bytes, .. } => log.ring().bytes(*at, *bytes).to_vec(),
+        _ => Vec::new(),
+    }
+}
+
 /// One log with its disk, and what it should hold.
 pub struct Server {
     pub settings: LogSettings,
     pub ring_bytes: usize,
     pub disk: SimDisk,
     pub log: Log,
-    pub queue: VecDeque<DiskCommand>,
+    /// Commands under way, and of writes the ring's bytes when they were handed out.
+    pub queue: VecDeque<(DiskCommand, Vec<u8>)>,
     pub out: Vec<DiskCommand>,
     /// Records by generation and op.
     pub model: HashMap<u64, HashMap<u64, Expected>>,
@@ -156,6 +178,7 @@ pub struct Server {
     /// Tags under way.
     pub tags: Vec<(u64, u64)>,
     pub trimmed: u64,
+    pub pin: u64,
     pub cuts: u64,
 }
 
@@ -182,6 +205,7 @@ impl Server {
             swaps: Vec::new(),
             tags: Vec::new(),
             trimmed: 0,
+            pin: 0,
             cuts: 0,
         };
         server.run_all();
@@ -200,35 +224,98 @@ impl Server {
         Some(op)
     }
 
+    /// Appends records of `bodies` bytes each, each batch on its own, and makes them durable.
+    pub fn append_batches(&mut self, bodies: &[usize]) {
+        for len in bodies {
+            let fill = self.log.growing().end() as u8;
+            let op = self.append(1, &vec![fill; *len]).expect("room");
+            self.settle();
+            self.pin(op);
+        }
+    }
+
+    /// Where the growing log's batches end.
+    pub fn end_pos(&mut self) -> u64 {
+        assert!(!self.seal() && self.queue.is_empty(), "settled");
+        self.log.used_disk_bytes()
+    }
+
     pub fn seal(&mut self) -> bool {
         let sealed = self.log.seal(self.durable, &mut self.out);
-        self.queue.extend(self.out.drain(..));
+        self.take_commands();
         sealed
     }
 
     pub fn seal_mark(&mut self) -> bool {
         let sealed = self.log.seal_mark(self.durable, &mut self.out);
-        self.queue.extend(self.out.drain(..));
+        self.take_commands();
         sealed
     }
 
-    pub fn swap(&mut self, view: u64) {
+    /// Asks for a swap; false if a staged log in memory cannot be put on the disk.
+    pub fn swap(&mut self, view: u64) -> bool {
         let staged = self.log.staged().expect("staged");
         let (generation, end) = (staged.generation(), staged.end());
-        let sequence = self.log.swap(view, 3, [7; 64], 0, &mut self.out).expect("room");
-        self.swaps.push((sequence, generation, end, view));
-        self.queue.extend(self.out.drain(..));
+        let swapped = self.log.swap(view, 3, [7; 64], 0, &mut self.out);
+        if let Ok(sequence) = swapped {
+            let begin = self.log.staged().expect("until it is durable").begin();
+            self.model.entry(generation).or_default().retain(|op, _| *op >= begin);
+            self.swaps.push((sequence, generation, end, view));
+        }
+        self.take_commands();
+        swapped.is_ok()
+    }
+
+    pub fn persist(&mut self) -> bool {
+        let persisted = self.log.persist(0, &mut self.out).is_ok();
+        self.take_commands();
+        persisted
+    }
+
+    /// Begins a staged log that pins all its records.
+    pub fn stage(&mut self, begin_op: u64, on_disk: bool) -> bool {
+        let staged = self.log.stage(begin_op, None, on_disk, 1);
+        if staged {
+            self.pin = begin_op - 1;
+        }
+        staged
+    }
+
+    pub fn drop_staged(&mut self) {
+        if self.log.staged().is_some() && self.log.drop_staged() {
+            self.pin(self.log.current().end());
+        }
     }
 
     pub fn tag(&mut self, view: u64) {
         let sequence = self.log.tag(view, 5, [9; 64], 0, &mut self.out);
         self.tags.push((sequence, view));
-        self.queue.extend(self.out.drain(..));
+        self.take_commands();
+    }
+
+    fn take_commands(&mut self) {
+        for command in self.out.drain(..) {
+            let bytes = written_by(&command, &self.log);
+            self.queue.push_back((command, bytes));
+        }
+    }
+
+    pub fn pin(&mut self, op: u64) {
+        self.log.pin(op);
+        self.pin = op;
+    }
+
+    /// What is pinned lies in memory.
+    pub fn check_pin(&self) {
+        let log = self.log.growing();
+        assert!(log.memory_begin() <= self.pin + 1 || log.memory_begin() > log.end());
+        assert!(self.pin >= log.end() || log.record(self.pin + 1).is_some());
     }
 
     /// Carries out one command and tells the log. False if there was none.
     pub fn run_one(&mut self) -> bool {
-        let Some(command) = self.queue.pop_front() else { return false };
+        let Some((command, bytes)) = self.queue.pop_front() else { return false };
+        assert_eq!(written_by(&command, &self.log), bytes, "unwritten bytes stay as they are");
         let done = command.run(&mut self.disk, self.log.ring());
         self.deliver(&done);
         true
@@ -253,7 +340,7 @@ impl Server {
     }
 
     pub fn run_all(&mut self) {
-        self.queue.extend(self.out.drain(..));
+        self.take_commands();
         while self.run_one() {}
     }
 
@@ -266,7 +353,7 @@ impl Server {
 
     /// Power goes, perhaps in the middle of a command; then the log is recovered.
     pub fn power_cut(&mut self, rng: &mut Rng) -> Recovered {
-        match self.queue.pop_front() {
+        match self.queue.pop_front().map(|queued| queued.0) {
             Some(DiskCommand::Write { at, bytes, .. }) if rng.one_in(2) => {
                 let bytes = self.log.ring().bytes(at, bytes).to_vec();
                 self.disk.write(at, &bytes).unwrap();
@@ -314,6 +401,7 @@ impl Server {
         let model = self.model.entry(generation).or_default();
         self.cuts += (model.len() > model.keys().filter(|op| **op <= end).count()) as u64;
         model.retain(|op, _| *op <= end);
+        self.pin = self.log.current().memory_begin() - 1;
         self.check_body(false);
         self.check_body(true);
     }
