@@ -44,12 +44,15 @@ pub struct Options {
     pub gid: u32,
     /// How long to go without any reply, or without a connection, before giving up.
     pub patience: Duration,
+    /// How long a call waits for its reply before its connection is made anew and the call is sent
+    /// again, like the retransmission timer of a real client.
+    pub retransmit: Duration,
     /// Pause before connecting again after a refusal. A reset is followed by an attempt at once.
     pub retry_pause: Duration,
 }
 
 impl Options {
-    /// One connection to `address` as root, with a minute's patience.
+    /// One connection to `address` as root; retransmits after 15 seconds, gives up after a minute.
     pub fn new(address: SocketAddr) -> Options {
         Options {
             address,
@@ -58,6 +61,7 @@ impl Options {
             uid: 0,
             gid: 0,
             patience: Duration::from_secs(60),
+            retransmit: Duration::from_secs(15),
             retry_pause: Duration::from_millis(100),
         }
     }
@@ -128,6 +132,8 @@ pub struct Trouble {
     pub reconnects: u64,
     /// Calls sent more than once.
     pub resent: u64,
+    /// Connections given up because a reply did not come on them.
+    pub timeouts: u64,
     /// The longest time without any reply while calls were waiting.
     pub stall_max: Duration,
 }
@@ -161,6 +167,8 @@ pub struct Client {
     /// Since when calls wait without any reply.
     waiting_since: Option<Instant>,
     last_error: Option<io::Error>,
+    /// When to look for overdue calls next.
+    overdue_check_at: Instant,
 }
 
 impl Client {
@@ -186,8 +194,14 @@ impl Client {
             })
             .collect();
         let trouble = Trouble::default();
-        let mut client =
-            Client { options, connections, trouble, waiting_since: None, last_error: None };
+        let mut client = Client {
+            options,
+            connections,
+            trouble,
+            waiting_since: None,
+            last_error: None,
+            overdue_check_at: now,
+        };
         while !client.connections.iter().all(|c| matches!(c.link, Link::Up(_))) {
             client.turn(TICK, |_, completion| unreachable!("no call made: {completion:?}"))?;
         }
@@ -341,6 +355,19 @@ impl Client {
         Ok(ready)
     }
 
+    /// Makes connections anew on which a call waits for too long.
+    fn drop_overdue(&mut self, now: Instant) {
+        for connection in &mut self.connections {
+            let overdue = |since| now.saturating_duration_since(since) > self.options.retransmit;
+            if matches!(connection.link, Link::Up(_))
+                && connection.pipe.waiting_since().is_some_and(overdue)
+            {
+                self.trouble.timeouts += 1;
+                lose(connection, now, now, &mut self.trouble);
+            }
+        }
+    }
+
     /// Measures stalls and ends patience.
     fn watch(&mut self, now: Instant, replies: usize) -> Result<(), ClientError> {
         let outstanding = self.outstanding();
@@ -353,6 +380,10 @@ impl Client {
         }
         if replies > 0 || self.waiting_since.is_none() || outstanding == 0 {
             self.waiting_since = (outstanding > 0).then_some(now);
+        }
+        if now >= self.overdue_check_at {
+            self.overdue_check_at = now + TICK;
+            self.drop_overdue(now);
         }
         for connection in &self.connections {
             let down = now.saturating_duration_since(connection.down_since);
@@ -443,7 +474,7 @@ fn make_room(input: &mut Vec<u8>, from: &mut usize, to: &mut usize, bytes_at_lea
 /// Takes a connection down and queues its calls again.
 fn lose(connection: &mut Connection, now: Instant, retry_at: Instant, trouble: &mut Trouble) {
     trouble.reconnects += 1;
-    trouble.resent += connection.pipe.send_all_again() as u64;
+    trouble.resent += connection.pipe.send_all_again(now) as u64;
     (connection.from, connection.to) = (0, 0);
     connection.link = Link::Down { retry_at };
     connection.down_since = now;

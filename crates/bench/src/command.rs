@@ -32,6 +32,7 @@ usage: harp bench load [OPTIONS]     put load on a server and print rates and la
   --export PATH        the export to mount (/)
   --uid N, --gid N     who to call as (0, 0)
   --patience SECONDS   how long to go without any reply before giving up (60)
+  --retransmit SECONDS how long a call waits before it is sent again on a new connection (15)
   --connections N      connections to the server (4; check uses 1)
   --depth N            calls outstanding on each connection (load 16, record 8)
   --json               print one JSON document
@@ -60,6 +61,7 @@ struct Given {
     uid: Option<u32>,
     gid: Option<u32>,
     patience: Option<u64>,
+    retransmit: Option<u64>,
     connections: Option<usize>,
     depth: Option<usize>,
     json: bool,
@@ -195,6 +197,7 @@ impl Given {
             "uid" => self.uid = some(parser)?,
             "gid" => self.gid = some(parser)?,
             "patience" => self.patience = some(parser)?,
+            "retransmit" => self.retransmit = some(parser)?,
             "connections" => self.connections = some(parser)?,
             "depth" => self.depth = some(parser)?,
             "json" => self.json = true,
@@ -223,6 +226,7 @@ impl Given {
         server.uid = self.uid.unwrap_or(server.uid);
         server.gid = self.gid.unwrap_or(server.gid);
         server.patience = self.patience.map_or(server.patience, Duration::from_secs);
+        server.retransmit = self.retransmit.map_or(server.retransmit, Duration::from_secs);
         server
     }
 

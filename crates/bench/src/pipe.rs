@@ -81,6 +81,8 @@ struct Slot {
     token: u64,
     procedure: u32,
     issued: Instant,
+    /// When it was queued last: now and then it is queued again.
+    queued: Instant,
     /// Counts the calls of this pipe: the order to send them in again.
     order: u64,
     resent: bool,
@@ -174,7 +176,8 @@ impl Pipe {
         let mark = begin_call(xid, program, version, procedure, &auth, &mut slot.call);
         encode(&mut slot.call);
         finish(mark, &mut slot.call);
-        (slot.token, slot.procedure, slot.issued) = (token, procedure, self.now);
+        (slot.token, slot.procedure) = (token, procedure);
+        (slot.issued, slot.queued) = (self.now, self.now);
         (slot.state, slot.order, slot.resent) = (State::Queued, self.calls, false);
         self.calls += 1;
         self.queue.push_back(at);
@@ -188,6 +191,7 @@ impl Pipe {
             token: 0,
             procedure: 0,
             issued: self.now,
+            queued: self.now,
             order: 0,
             resent: false,
         });
@@ -246,9 +250,15 @@ impl Pipe {
         Some(Answered { token, procedure, issued, resent })
     }
 
+    /// When the call that has waited longest for its reply was queued last.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        let waiting = self.slots.iter().filter(|slot| slot.state != State::Free);
+        waiting.map(|slot| slot.queued).min()
+    }
+
     /// Queues every unanswered call once more, in the order they were made, for a new connection.
     /// Returns how many had been sent, at least in part, before.
-    pub(crate) fn send_all_again(&mut self) -> usize {
+    pub(crate) fn send_all_again(&mut self, now: Instant) -> usize {
         let mut again = 0;
         let partly_sent = self.queue.front().copied().filter(|_| self.front_sent_bytes > 0);
         self.queue.clear();
@@ -261,7 +271,7 @@ impl Pipe {
                 slot.resent = true;
                 again += 1;
             }
-            slot.state = State::Queued;
+            (slot.state, slot.queued) = (State::Queued, now);
             self.queue.push_back(at);
         }
         self.queue.make_contiguous().sort_unstable_by_key(|&at| self.slots[at].order);
@@ -312,7 +322,10 @@ mod tests {
         assert_eq!(pipe.answered(104).map(|answered| answered.token), Some(1));
         assert!(pipe.answered(104).is_none(), "a reply counts once");
         assert!(pipe.answered(108).is_none(), "a call that is not sent has no reply");
-        assert_eq!(pipe.send_all_again(), 2);
+        let later = pipe.now() + Duration::from_secs(9);
+        assert!(pipe.waiting_since() < Some(later));
+        assert_eq!(pipe.send_all_again(later), 2);
+        assert_eq!(pipe.waiting_since(), Some(later));
         let second = send(&mut pipe, usize::MAX);
         assert_eq!(second[..call_bytes], first[..call_bytes]);
         assert_eq!(second[call_bytes..][..5], first[call_bytes * 2..]);

@@ -84,6 +84,8 @@ pub struct RecordReport {
     pub reconnects: u64,
     /// Calls sent more than once.
     pub resent: u64,
+    /// Connections given up because a reply did not come on them.
+    pub timeouts: u64,
     /// What must not be, lane by lane.
     pub violations: Vec<String>,
     /// Why the client gave up before the end, if it did.
@@ -99,9 +101,11 @@ impl fmt::Display for RecordReport {
         )?;
         write!(
             f,
-            "longest stall {:.1} ms, {} reconnects, {} calls sent again, {} violations",
+            "longest stall {:.1} ms, {} reconnects ({} after a timeout), {} calls sent again, \
+             {} violations",
             self.stall_max_ms,
             self.reconnects,
+            self.timeouts,
             self.resent,
             self.violations.len()
         )?;
@@ -195,6 +199,7 @@ pub fn record(options: &RecordOptions, stop: &AtomicBool) -> Result<RecordReport
         stall_max_ms: trouble.stall_max.as_secs_f64() * 1e3,
         reconnects: trouble.reconnects,
         resent: trouble.resent,
+        timeouts: trouble.timeouts,
         violations: recorder.violations,
         gave_up: gave_up.map(|error| error.to_string()),
     })

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::checker::{CheckOptions, CheckReport, check};
 use crate::client::Options;
@@ -35,7 +36,10 @@ impl Drop for TemporaryJournal {
 fn record_and_check(faults: Faults, break_every: u64) -> (RecordReport, CheckReport) {
     let toy = Toy::start(faults);
     let journal = TemporaryJournal::new();
-    let server = Options::new(toy.address);
+    let mut server = Options::new(toy.address);
+    if faults.swallow_reply_every > 0 {
+        server.retransmit = Duration::from_millis(50);
+    }
     let mut options = RecordOptions::new(server.clone(), journal.0.clone());
     options.operations = Some(6000);
     options.break_every = break_every;
@@ -57,6 +61,17 @@ fn record_bad_network_nothing_lost_nothing_twice() {
     assert_eq!(checked.told, [""; 0]);
     assert_eq!((checked.violations, checked.acknowledged), (0, recorded.acknowledged));
     assert!(checked.names > 100 && checked.bytes > 100_000);
+}
+
+/// A server that forgets to answer gets the call again on a new connection; how often that is
+/// depends on the clock, the outcome does not.
+#[test]
+fn record_replies_swallowed_calls_are_sent_again() {
+    let faults = Faults { swallow_reply_every: 1009, ..Faults::default() };
+    let (recorded, checked) = record_and_check(faults, 0);
+    assert_eq!((recorded.gave_up, recorded.in_flight), (None, 0));
+    assert!(recorded.timeouts > 0);
+    assert_eq!((recorded.violations, checked.told), (Vec::new(), Vec::new()));
 }
 
 /// A server that executes repeats again is caught while recording, by the second outcome.

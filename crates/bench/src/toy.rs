@@ -23,6 +23,8 @@ pub struct Faults {
     /// After every so many calls, the call is executed and the connection closed unanswered; the
     /// first hundred calls are spared.
     pub drop_reply_every: u64,
+    /// After every so many calls, the call is executed, and its reply forgotten to be sent.
+    pub swallow_reply_every: u64,
     /// Repeated calls are executed again.
     pub forgets_replies: bool,
     /// From this WRITE on, counted from 1, twenty are acknowledged and not done; 0 for none. One
@@ -157,7 +159,9 @@ impl State {
         if self.calls > 100 && due(self.calls, self.faults.drop_reply_every) {
             return false;
         }
-        out.extend_from_slice(&reply);
+        if self.calls <= 100 || !due(self.calls, self.faults.swallow_reply_every) {
+            out.extend_from_slice(&reply);
+        }
         true
     }
 
