@@ -63,6 +63,7 @@ fn change(
 /// Whether `who` may make all the changes of `set`, and whether they make sense for the object.
 fn judge(inode: &Inode, set: &SetAttr, who: &Credential<'_>) -> Step<()> {
     let owns = access::owns(inode, who);
+    judge_times(set)?;
     if let Some(size) = set.size {
         judge_size(inode, size, who)?;
     }
@@ -77,6 +78,15 @@ fn judge(inode: &Inode, set: &SetAttr, who: &Credential<'_>) -> Step<()> {
     // Giving a file away is root's; giving it to another of one's groups is the owner's.
     check(set.uid.is_none_or(|uid| owns && uid == inode.uid), Status::Perm)?;
     check(set.gid.is_none_or(|gid| owns && (gid == inode.gid || who.in_group(gid))), Status::Perm)
+}
+
+/// Whether the times that a client gives are times.
+pub(super) fn judge_times(set: &SetAttr) -> Step<()> {
+    let sound = |time: SetTime| match time {
+        SetTime::ToClient(time) => time.nanos < 1_000_000_000,
+        SetTime::Keep | SetTime::ToServer => true,
+    };
+    check(sound(set.atime) && sound(set.mtime), Status::Inval)
 }
 
 /// Whether `who` may make the object `size` bytes long.

@@ -4,7 +4,7 @@
 //! Invariant: a new object, its entry, its directory and the counters change in one record.
 //! Source: RFC 1813 sections 3.3.8 to 3.3.11; POSIX open and mkdir for group and set-gid.
 
-use super::attr::{judge_size, resize, resolve_time};
+use super::attr::{judge_size, judge_times, resize, resolve_time};
 use super::{Done, FILE_SIZE_MAX, LINK_MAX, Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{Entry, FIRST_COOKIE, Inode, Super, TARGET_BYTES_MAX};
@@ -171,6 +171,7 @@ fn add(
     check(access::allows(&dir.inode, &who, access::WRITE), Status::Access)?;
     check(counts.used_inodes < volume.capacity_inodes, Status::NoSpc)?;
     check(set.size.is_none_or(|size| size <= FILE_SIZE_MAX), Status::FBig)?;
+    judge_times(set)?;
     if sort.kind == FileType::Directory {
         check(dir.inode.nlink < LINK_MAX, Status::MLink)?;
         dir.inode.nlink += 1;
