@@ -64,6 +64,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Blocks of 4,096 bytes the file system may hold.
     pub capacity_blocks: u64,
+    /// The port that portmap names for NFS and MOUNT.
+    pub nfs_port: u16,
     /// A rule broken on purpose, to see that the checkers find it. Always `None` in production.
     pub planted: Option<harp_vr::Planted>,
 }
@@ -174,6 +176,8 @@ pub struct Output {
     pub jobs: Vec<StoreJob>,
     /// Connections to stop reading (`true`) or to read again (`false`).
     pub hold: Vec<(ConnId, bool)>,
+    /// Connections to end: they do not speak RPC.
+    pub close: Vec<ConnId>,
     /// For people and the supervisor.
     pub notices: Vec<Notice>,
     /// Deliver [`Event::Tick`] no later than this.
@@ -190,6 +194,7 @@ impl Output {
         self.disk.clear();
         self.jobs.clear();
         self.hold.clear();
+        self.close.clear();
         self.notices.clear();
     }
 }

@@ -1,1 +1,21 @@
-//! harp-node.
+//! One server's logic, without I/O: protocol, log, shadow, client table, serving.
+//! Owns: the path of an operation from a call's bytes to its reply's.
+//! Never: opens a file or socket, reads a clock, starts a thread; the program and the simulator do.
+
+mod api;
+mod apply;
+mod boot;
+mod clients;
+mod jobs;
+mod node;
+mod peers;
+mod record;
+mod serve;
+
+pub use api::*;
+pub use boot::BootError;
+pub use jobs::{ImageState, StoreDone, StoreJob, image_state};
+pub use node::Node;
+
+// The types that a world needs, so that it depends on this crate alone.
+pub use {harp_fs as fs, harp_log as log, harp_store as store, harp_vr as vr, harp_wire as wire};

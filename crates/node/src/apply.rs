@@ -1,0 +1,213 @@
+//! Applying committed records, and moving the image forward.
+//! Owns: the shadow's position, freezing, barriers, the pace of checkpoints.
+//! Never: applies beyond what the protocol allows; freezes what may still be dropped into the image.
+//! Invariant: GLB <= LB <= AP <= CP <= FP; a checkpoint ends exactly at an op.
+//! Source: DESIGN section 3 (apply, checkpoint), rule 14.
+
+use harp_log::LogFull;
+use harp_vr::{ConfigurationChange, Op};
+
+use crate::api::{Notice, Now, Output};
+use crate::jobs::{StoreJob, Work};
+use crate::node::{Node, RunningCheckpoint};
+use crate::record::{self, kind};
+
+/// Records applied in one turn at most, so that heartbeats never wait.
+const APPLY_PER_TURN: u64 = 2_048;
+/// An image does not lag behind longer than this while anything changed.
+const CHECKPOINT_NANOS: u64 = 5_000_000_000;
+
+impl Node {
+    /// Up to where the shadow may go: FP at the primary, which planned it or adopted it; AP's bound elsewhere.
+    pub(crate) fn apply_limit(&self) -> u64 {
+        let end = self.log.growing().end();
+        if self.replica.is_primary() { end } else { self.replica.may_apply().0.min(end) }
+    }
+
+    /// Whether the shadow stands at FP of a primary's log, so that it may plan.
+    pub(crate) fn may_plan(&self) -> bool {
+        let at_fp = |c: &crate::node::Copy| !c.reloading && c.shadow_op == self.log.current().end();
+        self.replica.is_serving() && !self.failing && self.copy.as_ref().is_some_and(at_fp)
+    }
+
+    pub(crate) fn apply_committed(&mut self, now: Now, out: &mut Output) {
+        let limit = self.apply_limit();
+        let Some(copy) = &self.copy else { return };
+        if copy.reloading || self.stage_wanted.is_some() {
+            return;
+        }
+        let stop = limit.min(copy.shadow_op + APPLY_PER_TURN);
+        for op in copy.shadow_op + 1..=stop {
+            if self.copy.as_ref().is_some_and(|c| c.barrier.is_some()) {
+                break; // the image must be frozen exactly at the barrier first
+            }
+            self.apply_next(op);
+            self.pace_checkpoint(now, out);
+        }
+        let ap = self.copy.as_ref().map_or(0, |c| c.shadow_op).min(self.replica.cp().0);
+        self.replica.on_applied(Op(ap));
+    }
+
+    pub(crate) fn apply_next(&mut self, op: u64) {
+        let copy = self.copy.as_mut().expect("only copies apply");
+        let record = self.log.growing().record(op).expect("records above LB stay in memory");
+        let (header, at) = (record.header, record.body_at());
+        match header.kind {
+            kind::OPERATION => {
+                let operation = record::operation(record.body);
+                let operation = operation.unwrap_or_else(|e| panic!("op {op}: {e}"));
+                let effects_at = at.0 + record::STAMP_BYTES as u64;
+                let applied = copy.shadow.apply(op, operation.effects, effects_at, &self.bytes);
+                applied.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
+                copy.clients.record(op, header.time, &operation.stamp, operation.reply);
+            }
+            kind::BARRIER => copy.barrier = Some(op),
+            _ => {}
+        }
+        copy.shadow_op = op;
+    }
+
+    // ----- checkpoints -----
+
+    /// Starts or hands out a checkpoint when it is time.
+    pub(crate) fn pace_checkpoint(&mut self, now: Now, out: &mut Output) {
+        self.hand_out_checkpoint(out);
+        let pinned = self.log.used_ring_bytes();
+        let ring = self.bytes.0.len();
+        let Some(copy) = &mut self.copy else { return };
+        if copy.reloading || copy.checkpoint.is_some() || copy.digesting.is_some() {
+            return;
+        }
+        let changed = copy.shadow_op > copy.lb;
+        let big = copy.shadow.dirty_bytes() >= self.settings.checkpoint_bytes;
+        let full = pinned > ring / 2;
+        let old = now.steady.since(copy.last_checkpoint) > CHECKPOINT_NANOS;
+        let barrier = copy.barrier.is_some();
+        if !(barrier || changed && (big || full || old)) {
+            return;
+        }
+        if let Some(op) = copy.barrier {
+            assert_eq!(op, copy.shadow_op, "something was applied beyond a barrier");
+        }
+        copy.last_checkpoint = now.steady;
+        let op = copy.shadow_op;
+        if op == copy.lb {
+            self.after_barrier(out);
+            return;
+        }
+        let generation = copy.shadow.freeze(op);
+        let rows = copy.clients.changed_rows(op);
+        let configuration = configuration_row(self.replica.configuration());
+        copy.log_bytes = 0;
+        copy.checkpoint =
+            Some(RunningCheckpoint { op, frozen: Some((generation, rows, configuration)) });
+        if barrier && self.replica.is_primary() {
+            // The primary plans on while its barrier's generation is frozen.
+            copy.barrier = None;
+            copy.digesting = Some(op);
+        }
+        self.hand_out_checkpoint(out);
+    }
+
+    /// A frozen generation goes to the store once all of it is committed.
+    fn hand_out_checkpoint(&mut self, out: &mut Output) {
+        let cp = self.replica.cp().0;
+        let Some(copy) = &mut self.copy else { return };
+        let Some(checkpoint) = &mut copy.checkpoint else { return };
+        let op = checkpoint.op;
+        if op > cp || checkpoint.frozen.is_none() {
+            return;
+        }
+        self.replica.on_applied(Op(op));
+        let (generation, rows, configuration) = checkpoint.frozen.take().expect("looked above");
+        out.jobs.push(StoreJob(Work::Checkpoint { op, generation, rows, configuration }));
+    }
+
+    pub(crate) fn on_checkpointed(&mut self, now: Now, op: u64, out: &mut Output) {
+        let copy = self.copy.as_mut().expect("only copies checkpoint");
+        let done = copy.checkpoint.take().expect("a checkpoint nobody asked for");
+        assert_eq!(done.op, op, "another checkpoint than the one asked for");
+        copy.shadow.checkpointed(op);
+        copy.lb = op;
+        self.replica.on_checkpoint(Op(op));
+        self.after_barrier(out);
+        self.try_stage(now, out);
+    }
+
+    /// The image stands at a barrier: take its digest before anything moves it.
+    fn after_barrier(&mut self, out: &mut Output) {
+        let copy = self.copy.as_mut().expect("only copies have barriers");
+        let lb = copy.lb;
+        if copy.barrier == Some(lb) {
+            copy.barrier = None;
+            copy.digesting = Some(lb);
+        }
+        if copy.digesting == Some(lb) {
+            out.jobs.push(StoreJob(Work::Digest { op: lb }));
+        }
+    }
+
+    // ----- records of the primary's own -----
+
+    pub(crate) fn log_configuration(
+        &mut self,
+        now: Now,
+        change: ConfigurationChange,
+        out: &mut Output,
+    ) {
+        let mut body = [0; record::CONFIGURATION_BYTES];
+        record::write_configuration(change, &mut body);
+        match self.log_plain(now, kind::CONFIGURATION, &body) {
+            Ok(op) => self.replica.on_configuration(Op(op), change),
+            Err(full) => {
+                let text = format!("{change:?} is not logged yet: the log is full ({full:?})");
+                out.notices.push(Notice::Remark { text });
+                self.replica.on_configuration_refused(change);
+            }
+        }
+    }
+
+    /// The operator's barrier waits until the shadow stands at FP and no checkpoint is under way.
+    pub(crate) fn log_barrier(&mut self, now: Now, out: &mut Output) {
+        let Some(token) = self.verify else { return };
+        if !self.replica.is_serving() {
+            self.verify = None;
+            return out.notices.push(Notice::Barrier { token, op: None });
+        }
+        let idle =
+            self.copy.as_ref().is_some_and(|c| c.checkpoint.is_none() && c.digesting.is_none());
+        if !idle || !self.may_plan() {
+            return;
+        }
+        if let Ok(op) = self.log_plain(now, kind::BARRIER, &[]) {
+            self.verify = None;
+            out.notices.push(Notice::Barrier { token, op: Some(op) });
+            self.apply_committed(now, out);
+            self.pace_checkpoint(now, out);
+        }
+    }
+
+    /// Appends a record that is not a client's, in place of the shadow's next op.
+    fn log_plain(&mut self, now: Now, kind: u8, body: &[u8]) -> Result<u64, LogFull> {
+        assert!(self.replica.is_primary() && !self.log_is_staged(), "only a primary appends");
+        let time = self.next_time(now);
+        let view = self.replica.formed().0;
+        self.log.begin_record(body.len())?.copy_from_slice(body);
+        let op = self.log.finish_record(kind, view, time, body.len());
+        self.newest_time = time;
+        self.replica.on_appended(now.steady, false, Op(op), &mut self.actions);
+        Ok(op)
+    }
+
+    /// Time of the next record: the clock's, but above that of every record before it.
+    pub(crate) fn next_time(&self, now: Now) -> u64 {
+        now.wall.max(self.newest_time + 1)
+    }
+}
+
+/// The configuration as a row of the image, so that digests compare it.
+fn configuration_row(configuration: &harp_vr::Configuration) -> Vec<u8> {
+    let mut writer = harp_vr::codec::Writer::default();
+    writer.configuration(configuration);
+    writer.into_bytes()
+}

@@ -1,0 +1,308 @@
+//! Starting: formatting a disk, and coming back from one.
+//! Owns: the order of trust: view file, then log, then image; what is amnesia and what is media loss.
+//! Never: takes a missing file for a first start (rule 4).
+//! Invariant: the raised incarnation is durable before the node speaks.
+//! Source: DESIGN rules 2, 3, 4, 8.
+
+use harp_fs::handle::Volume;
+use harp_fs::shadow::{Shadow, ShadowSettings};
+use harp_log::{DiskError, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict};
+use harp_vr::{
+    Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Planted, Replica, SERVERS_MAX,
+    ServerId, ServerSet, Start, View,
+};
+
+use crate::api::{Durability, Now, Settings};
+use crate::jobs::{ImageState, RingBytes};
+use crate::node::{Copy, Node};
+use crate::record::{self, kind};
+
+/// Why a server cannot be formatted or started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootError {
+    /// The disk failed.
+    Disk(DiskError),
+    /// The disk holds a server already.
+    Formatted,
+    /// No whole view file: this disk remembers no promise (rule 4).
+    MediaLoss,
+    /// The disk belongs to another group.
+    OtherGroup {
+        /// That group.
+        found: [u8; 16],
+    },
+    /// A copy without its image, or a witness with one.
+    Image,
+}
+
+impl std::fmt::Display for BootError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BootError::Disk(error) => write!(f, "{error}"),
+            BootError::Formatted => write!(f, "this directory holds a server already"),
+            BootError::MediaLoss => write!(
+                f,
+                "the view file is missing or damaged, so this server may have forgotten promises: move \
+                 its directory away; an empty one starts over under a new identity"
+            ),
+            BootError::OtherGroup { found } => {
+                write!(f, "this directory belongs to another group, ")?;
+                found.iter().try_for_each(|b| write!(f, "{b:02x}"))
+            }
+            BootError::Image => write!(f, "the files of this copy are missing"),
+        }
+    }
+}
+
+impl std::error::Error for BootError {}
+
+impl From<DiskError> for BootError {
+    fn from(error: DiskError) -> BootError {
+        BootError::Disk(error)
+    }
+}
+
+/// The view that a group is formatted in. It never serves: the first start forms another above it.
+fn first_view() -> View {
+    View::new(0, 1, 0, ServerId(0))
+}
+
+/// The disk id of a server formatted together with its group: everybody knows it without being told.
+fn first_disk(group: &[u8; 16], server: ServerId) -> u64 {
+    let mut id = 0xcbf2_9ce4_8422_2325u64 ^ u64::from(server.0) << 56;
+    for byte in group.iter().chain(&[server.0, 0x5a]) {
+        id = (id ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    id | 1
+}
+
+fn log_settings(settings: &Settings, start: u64) -> LogSettings {
+    LogSettings {
+        segment_bytes: settings.segment_bytes,
+        segments_max: settings.segments_max,
+        start,
+    }
+}
+
+impl Node {
+    /// Formats one server's disk: its view file and its empty log. The image of a copy is formatted apart.
+    ///
+    /// `first`: the whole group is being formatted. Otherwise the disk is a new one in a formatted group
+    /// (media loss): it counts for nothing until a view formed without it admits `disk_id`.
+    pub fn format(
+        settings: &Settings,
+        disk_id: u64,
+        first: bool,
+        disk: &mut dyn LogDisk,
+    ) -> Result<(), BootError> {
+        let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
+        if Durable::newest([slots[0].as_deref(), slots[1].as_deref()]).is_some() {
+            return Err(BootError::Formatted);
+        }
+        let mut disks = [0; SERVERS_MAX];
+        if first {
+            for server in settings.shape.servers() {
+                disks[server.index()] = first_disk(&settings.group, server);
+            }
+        }
+        let disk_id = if first { disks[settings.me.index()] } else { disk_id };
+        let formed = if first { first_view() } else { View::NONE };
+        let members = settings.shape.copies().collect();
+        let durable = Durable {
+            group: settings.group,
+            incarnation: Incarnation { disk: disk_id, start: 0 },
+            promised: formed,
+            formed,
+            members: if first { members } else { ServerSet::EMPTY },
+            log_void: false,
+            configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+        };
+        // The log first: a server without a view file has no promises to lose.
+        let ring = Ring::on_heap(settings.segment_bytes as usize);
+        let settings_log = log_settings(settings, 0);
+        let mut commands = Vec::new();
+        let mut log = Log::format(ring.clone(), settings_log, 1, &mut commands);
+        run_all(&mut commands, disk, &ring, &mut log)?;
+        if first {
+            let extra = [0; harp_log::HEAD_EXTRA_BYTES];
+            log.tag(formed.0, durable.members.0, extra, 0, &mut commands);
+            run_all(&mut commands, disk, &ring, &mut log)?;
+        }
+        for sequence in [0u64, 1] {
+            disk.write_slot(SlotFile::View, sequence as usize, &durable.encode(sequence))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness.
+    pub fn boot(
+        settings: Settings,
+        disk: &mut dyn LogDisk,
+        image: Option<ImageState>,
+        ring: Ring,
+        now: Now,
+    ) -> Result<Node, BootError> {
+        if image.is_some() != settings.shape.is_copy(settings.me) {
+            return Err(BootError::Image);
+        }
+        let (mut durable, sequence) = read_view_file(&settings, disk)?;
+        durable.incarnation.start += 1;
+        let sequence = sequence + 1;
+        disk.write_slot(SlotFile::View, (sequence % 2) as usize, &durable.encode(sequence))?;
+        let log_settings = log_settings(&settings, durable.incarnation.start);
+        let recovered = harp_log::recover(disk, ring.clone(), log_settings)?;
+        let mut log = recovered.log;
+        let intact = recovered.verdict == Verdict::Intact && !durable.log_void;
+        let lb = image.as_ref().map(|i| i.lb);
+        if !intact {
+            // Amnesia: the log counts for nothing until a view change brings a whole one.
+            let begin = lb.unwrap_or(0) + 1;
+            let mut commands = Vec::new();
+            log.reset(begin, &mut commands);
+            run_all(&mut commands, disk, &ring, &mut log)?;
+        }
+        let body = log.current();
+        let tag = body.tag().map(View).filter(|tag| intact && *tag >= durable.formed);
+        let facts =
+            LogFacts { begin: Op(body.begin()), end: Op(body.end()), durable: Op(body.durable()) };
+        let members = ServerSet(body.members());
+        let cp = if intact { Op(recovered.cp_known.min(body.end())) } else { Op::ZERO };
+        let start = Start {
+            durable,
+            persist_sequence: sequence,
+            log: facts,
+            tag,
+            tag_members: members,
+            cp,
+            image: lb.map(Op),
+        };
+        let replica = Replica::new(replica_settings(&settings), start, now.steady);
+        Ok(Node::assemble(settings, replica, log, image, ring, now))
+    }
+
+    fn assemble(
+        settings: Settings,
+        mut replica: Replica,
+        log: Log,
+        image: Option<ImageState>,
+        ring: Ring,
+        now: Now,
+    ) -> Node {
+        let body = log.current();
+        let mut newest_time = 0;
+        for op in body.memory_begin().max(body.begin())..=body.end() {
+            let record = body.record(op).expect("in memory");
+            newest_time = newest_time.max(record.header.time);
+            if record.header.kind == kind::CONFIGURATION
+                && let Ok(change) = record::configuration(record.body)
+            {
+                replica.on_configuration(Op(op), change);
+            }
+        }
+        let copy = image.map(|image| Copy {
+            shadow: Shadow::new(shadow_settings(&settings), image.lb),
+            shadow_op: image.lb,
+            lb: image.lb,
+            clients: image.clients,
+            checkpoint: None,
+            log_bytes: 0,
+            last_checkpoint: now.steady,
+            reloading: false,
+            barrier: None,
+            digesting: None,
+            digest: None,
+            draining: false,
+            filling: false,
+        });
+        let volume = volume(&settings);
+        let mut node = Node {
+            settings,
+            replica,
+            log,
+            bytes: RingBytes(ring),
+            volume,
+            copy,
+            actions: Vec::new(),
+            conns: Default::default(),
+            awaiting: Default::default(),
+            held: Vec::new(),
+            waiting: Vec::new(),
+            needs: Vec::new(),
+            next_fetch: 1,
+            scratch: Vec::new(),
+            newest_time,
+            write_since: None,
+            mark_since: None,
+            adopting: None,
+            stage_wanted: None,
+            last_write_end: harp_log::LogPos(0),
+            failing: false,
+            reads: Default::default(),
+            next_read: 1,
+            verify: None,
+            next_tick: Nanos(0),
+        };
+        node.trim();
+        node
+    }
+}
+
+fn read_view_file(
+    settings: &Settings,
+    disk: &mut dyn LogDisk,
+) -> Result<(Durable, u64), BootError> {
+    let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
+    let newest = Durable::newest([slots[0].as_deref(), slots[1].as_deref()]);
+    let (durable, sequence) = newest.ok_or(BootError::MediaLoss)?;
+    if durable.group != settings.group {
+        return Err(BootError::OtherGroup { found: durable.group });
+    }
+    Ok((durable, sequence))
+}
+
+/// Carries out commands on the spot: there is no loop to disturb yet.
+fn run_all(
+    commands: &mut Vec<harp_log::DiskCommand>,
+    disk: &mut dyn LogDisk,
+    ring: &Ring,
+    log: &mut Log,
+) -> Result<(), BootError> {
+    while !commands.is_empty() {
+        for command in std::mem::take(commands) {
+            let done = command.run(disk, ring);
+            if let harp_log::DiskDone::Failed { error, .. } = done {
+                return Err(BootError::Disk(error));
+            }
+            log.on_disk(&done);
+        }
+        log.seal(0, commands);
+    }
+    Ok(())
+}
+
+fn replica_settings(settings: &Settings) -> harp_vr::Settings {
+    harp_vr::Settings {
+        shape: settings.shape,
+        me: settings.me,
+        heartbeat: settings.heartbeat,
+        failure_timeout: settings.failure_timeout,
+        lease: settings.lease,
+        clock_drift_ppm: settings.clock_drift_ppm,
+        ack_received: settings.durability == Durability::Ups,
+        planted: settings.planted.filter(|p| *p != Planted::SyncFailureIgnored),
+    }
+}
+
+fn shadow_settings(settings: &Settings) -> ShadowSettings {
+    let secret = settings.handle_key[..8].try_into().expect("eight bytes");
+    ShadowSettings {
+        cache_bytes: settings.cache_bytes as usize,
+        filter_bytes: settings.cache_bytes as usize / 4,
+        seed: u64::from_le_bytes(secret),
+    }
+}
+
+fn volume(settings: &Settings) -> Volume {
+    let inodes = u64::MAX / 2;
+    Volume::new(&settings.group, 1, &settings.handle_key, 0, settings.capacity_blocks, inodes)
+}

@@ -1,0 +1,507 @@
+//! One server's logic: everything between the bytes that come in and the bytes that go out.
+//! Owns: the replica, the log, the shadow, the client table, and the order of a turn.
+//! Never: does I/O, reads a clock, waits.
+//! Invariant: what a reply shows is at or below CP when it leaves.
+//! Source: DESIGN section 3.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use harp_fs::generation::Generation;
+use harp_fs::handle::Volume;
+use harp_fs::need::Need;
+use harp_fs::shadow::Shadow;
+use harp_log::{DiskCommand, DiskDone, Log, Ring, SlotFile};
+use harp_vr::{Action, LogFacts, Nanos, Op, Planted, Replica, ServerSet, View};
+use rustc_hash::FxHashMap;
+
+use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
+use crate::clients::{ClientTable, Row};
+use crate::jobs::{Done, RingBytes, StoreJob, Work};
+use crate::peers::PendingRead;
+use crate::serve::{Awaiting, Conn, Held, Waiting};
+
+/// An idle log confirms its durable end within this time (rule 3).
+const MARK_NANOS: u64 = 10_000_000;
+/// Objects moved from the last checkpoint into the cache in one turn at most.
+const DRAIN_PER_TURN: usize = 512;
+/// The id of fetches that no call waits for.
+pub(crate) const FILTER_FETCH: u64 = 0;
+
+/// What only a copy has.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    pub shadow: Shadow,
+    /// The image is exact here.
+    pub lb: u64,
+    /// The shadow holds every record up to here: FP at the primary, AP elsewhere.
+    pub shadow_op: u64,
+    pub clients: ClientTable,
+    /// The checkpoint that is frozen or under way.
+    pub checkpoint: Option<RunningCheckpoint>,
+    /// Log bytes appended since the last freeze, for pacing.
+    pub log_bytes: u64,
+    pub last_checkpoint: Nanos,
+    /// Image is being read again because planned records were dropped; nothing is applied meanwhile.
+    pub reloading: bool,
+    /// A barrier that was applied: checkpoint exactly there, then digest.
+    pub barrier: Option<u64>,
+    /// The image stands at this barrier and no checkpoint may move it until its digest is taken.
+    pub digesting: Option<u64>,
+    pub digest: Option<(u64, Result<[u8; 32], String>)>,
+    /// The last checkpoint's objects are not all in the cache yet.
+    pub draining: bool,
+    /// A page of names for a filter is being fetched.
+    pub filling: bool,
+}
+
+/// A frozen generation on its way into the image.
+#[derive(Debug)]
+pub(crate) struct RunningCheckpoint {
+    pub op: u64,
+    /// What the job will need, until CP covers `op` and it is handed out.
+    pub frozen: Option<(Arc<Generation>, Vec<Row>, Vec<u8>)>,
+}
+
+/// One server.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) settings: Settings,
+    pub(crate) replica: Replica,
+    pub(crate) log: Log,
+    pub(crate) bytes: RingBytes,
+    pub(crate) volume: Volume,
+    pub(crate) copy: Option<Copy>,
+    pub(crate) actions: Vec<Action>,
+    // Clients.
+    pub(crate) conns: FxHashMap<ConnId, Conn>,
+    pub(crate) awaiting: VecDeque<Awaiting>,
+    pub(crate) held: Vec<Held>,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) needs: Vec<Need>,
+    pub(crate) next_fetch: u64,
+    pub(crate) scratch: Vec<u8>,
+    // The log and its disk.
+    pub(crate) newest_time: u64,
+    pub(crate) write_since: Option<Nanos>,
+    pub(crate) mark_since: Option<Nanos>,
+    pub(crate) adopting: Option<Adopting>,
+    pub(crate) stage_wanted: Option<(Op, bool)>,
+    pub(crate) last_write_end: harp_log::LogPos,
+    pub(crate) failing: bool,
+    pub(crate) reads: FxHashMap<u64, PendingRead>,
+    pub(crate) next_read: u64,
+    pub(crate) verify: Option<u64>,
+    pub(crate) next_tick: Nanos,
+}
+
+/// A log on its way to a tag.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Adopting {
+    pub view: View,
+    pub members: ServerSet,
+    pub staged: bool,
+    /// The head write to wait for, once it is handed out.
+    pub sequence: Option<u64>,
+}
+
+impl Node {
+    /// Feeds one event. Call [`Node::finish`] after the last event of a turn.
+    pub fn step(&mut self, now: Now, event: Event<'_>, out: &mut Output) {
+        match event {
+            Event::Tick => {}
+            Event::ConnOpened { conn, address, port } => self.on_conn_opened(conn, address, port),
+            Event::ConnClosed { conn } => {
+                self.conns.remove(&conn);
+            }
+            Event::Call { conn, call } => self.on_call(now, conn, call, out),
+            Event::Peer { from, frame } => self.on_frame(now, from, frame, out),
+            Event::Disk(done) => self.on_disk(now, done, out),
+            Event::Store(done) => self.on_store(now, done.0, out),
+            Event::Verify { token } => {
+                if self.replica.is_serving() {
+                    self.verify = Some(token);
+                } else {
+                    out.notices.push(Notice::Barrier { token, op: None });
+                }
+            }
+        }
+        self.carry_out(now, out);
+    }
+
+    /// Ends a turn: applies, answers, seals the batch of records, speaks to the members.
+    pub fn finish(&mut self, now: Now, out: &mut Output) {
+        if now.steady >= self.next_tick {
+            self.next_tick = now.steady.plus(self.settings.heartbeat / 2);
+            let stalled = self.write_since.map_or(0, |since| now.steady.since(since));
+            self.replica.on_stall(stalled);
+            self.replica.tick(now.steady, &mut self.actions);
+            self.carry_out(now, out);
+        }
+        self.try_stage(now, out);
+        self.try_adopt(out);
+        self.apply_committed(now, out);
+        self.answer_waiting(now, out);
+        self.log_barrier(now, out);
+        self.seal(now, out);
+        self.send_prepares(now, out);
+        self.release(now, out);
+        self.pace_checkpoint(now, out);
+        self.tend_shadow(out);
+        self.ask_store(out);
+        self.replica.finish(&mut self.actions);
+        self.carry_out(now, out);
+        self.trim();
+        out.wake_at = self.wake_at(now);
+    }
+
+    fn wake_at(&self, now: Now) -> Nanos {
+        let mut at = self.next_tick;
+        if let Some(since) = self.mark_since {
+            at = at.min(since.plus(MARK_NANOS));
+        }
+        let behind = self.copy.as_ref().is_some_and(|copy| {
+            !copy.reloading && copy.barrier.is_none() && copy.shadow_op < self.apply_limit()
+        });
+        let draining = self.copy.as_ref().is_some_and(|c| c.draining);
+        if behind || draining { now.steady } else { at }
+    }
+
+    /// Carries out what the protocol asked for.
+    pub(crate) fn carry_out(&mut self, now: Now, out: &mut Output) {
+        while !self.actions.is_empty() {
+            let mut actions = std::mem::take(&mut self.actions);
+            for action in actions.drain(..) {
+                self.carry_out_one(now, action, out);
+            }
+            if self.actions.is_empty() {
+                self.actions = actions; // keeps its memory
+            }
+        }
+    }
+
+    fn carry_out_one(&mut self, now: Now, action: Action, out: &mut Output) {
+        match action {
+            Action::Send { to, message } => self.send(to, message, &[], out),
+            Action::Grant { to_server, view, from, to } => {
+                self.send_grant(to_server, view, from, to, out)
+            }
+            Action::Past { to_server, from } => self.send_past(to_server, from, out),
+            Action::Persist { sequence, durable } => {
+                let bytes = durable.encode(sequence);
+                out.disk.push(DiskCommand::Slot { file: SlotFile::View, sequence, bytes });
+            }
+            Action::Stage { begin, on_disk } => {
+                self.stage_wanted = Some((begin, on_disk));
+                self.try_stage(now, out);
+            }
+            Action::DropStaged => {
+                self.stage_wanted = None;
+                let dropped = self.log.drop_staged();
+                assert!(dropped, "a staged log is dropped while it is being swapped in");
+            }
+            Action::Adopt { view, members, staged } => {
+                self.adopting = Some(Adopting { view, members, staged, sequence: None });
+                self.try_adopt(out);
+            }
+            Action::DropLog => {
+                let begin = self.log.current().end() + 1;
+                self.log.reset(begin, &mut out.disk);
+                // The staged log went with it; the replica stages anew when it next hears of the view.
+                self.replica.on_staged_dropped();
+                self.stage_wanted = None;
+            }
+            Action::LogConfiguration(change) => self.log_configuration(now, change, out),
+            Action::Formed { view, members, primary } => {
+                out.notices.push(Notice::Formed { view, members, primary })
+            }
+            Action::Serving { view } => out.notices.push(Notice::Serving { view }),
+            Action::Stopped { view } => {
+                self.forget_clients();
+                out.notices.push(Notice::Stopped { view });
+            }
+            Action::Refusing { why } => out.notices.push(Notice::Refusing { why }),
+        }
+    }
+
+    // ----- the log's disk -----
+
+    fn on_disk(&mut self, now: Now, done: DiskDone, out: &mut Output) {
+        let done = match done {
+            DiskDone::Failed { read: true, error, .. } => {
+                let text = format!("reading the log failed: {error}");
+                out.notices.push(Notice::Remark { text });
+                return;
+            }
+            DiskDone::Failed { file, error, .. } => {
+                match self.survive_failure(file, error.to_string(), out) {
+                    Some(done) => done,
+                    None => return,
+                }
+            }
+            DiskDone::Read { token, at, bytes } => return self.on_read(token, at, bytes, out),
+            DiskDone::Slot { file: SlotFile::View, sequence } => {
+                if self.failing {
+                    let why = "a write to the log failed; it is marked not intact".into();
+                    out.notices.push(Notice::Fatal { why });
+                }
+                return self.replica.on_persisted(now.steady, sequence, &mut self.actions);
+            }
+            done => done,
+        };
+        if matches!(done, DiskDone::Written { .. }) {
+            self.write_since = None;
+        }
+        let progress = self.log.on_disk(&done);
+        if progress.durable && !self.log_is_staged() {
+            let durable = Op(self.log.current().durable());
+            self.replica.on_durable(now.steady, durable);
+        }
+        if let Some(adopting) = self.adopting
+            && progress.head.is_some()
+            && progress.head == adopting.sequence
+        {
+            self.adopting = None;
+            let body = self.log.current();
+            let (begin, end, durable) = (Op(body.begin()), Op(body.end()), Op(body.durable()));
+            let facts = LogFacts { begin, end, durable };
+            self.replica.on_tagged(adopting.view, facts, &mut self.actions);
+        }
+    }
+
+    /// Rule 8: a failed write or sync is a crash. The view file says so first, then the process ends.
+    fn survive_failure(
+        &mut self,
+        file: Option<SlotFile>,
+        error: String,
+        out: &mut Output,
+    ) -> Option<DiskDone> {
+        if self.settings.planted == Some(Planted::SyncFailureIgnored) && file.is_none() {
+            return Some(DiskDone::Written { upto: self.last_write_end, synced: true });
+        }
+        match file {
+            Some(SlotFile::View) => {
+                let why = format!("writing the view file failed: {error}");
+                out.notices.push(Notice::Fatal { why });
+            }
+            Some(SlotFile::LogHead) | None => {
+                let text = format!("writing the log failed: {error}");
+                out.notices.push(Notice::Remark { text });
+                self.failing = true;
+                self.replica.void_log(&mut self.actions);
+            }
+        }
+        None
+    }
+
+    pub(crate) fn log_is_staged(&self) -> bool {
+        self.log.staged().is_some()
+    }
+
+    fn seal(&mut self, now: Now, out: &mut Output) {
+        if self.failing {
+            return;
+        }
+        let before = out.disk.len();
+        let cp = self.replica.cp().0;
+        let mut wrote = self.log.seal(cp, &mut out.disk);
+        if wrote || !self.log.mark_due() {
+            self.mark_since = None;
+        } else if now.steady.since(*self.mark_since.get_or_insert(now.steady)) >= MARK_NANOS {
+            wrote = self.log.seal_mark(cp, &mut out.disk);
+            self.mark_since = None;
+        }
+        if wrote {
+            self.write_since.get_or_insert(now.steady);
+        }
+        for command in &out.disk[before..] {
+            if let DiskCommand::Write { at, bytes, .. } = command {
+                self.last_write_end = at.plus(*bytes as u64);
+            }
+        }
+    }
+
+    /// A staged log begins only when nothing in memory refers to the log it replaces: the shadow of a copy
+    /// goes back to its image, which then is brought forward from the staged log.
+    pub(crate) fn try_stage(&mut self, _now: Now, out: &mut Output) {
+        let Some((begin, on_disk)) = self.stage_wanted else { return };
+        if let Some(copy) = &mut self.copy {
+            let fresh = copy.shadow_op == copy.lb && copy.checkpoint.is_none();
+            if copy.reloading || copy.digesting.is_some() {
+                return;
+            }
+            if !fresh {
+                if copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none()) {
+                    return; // under way: its end tells where the image stands
+                }
+                copy.checkpoint = None;
+                copy.barrier = None;
+                copy.reloading = true;
+                out.jobs.push(StoreJob(Work::Reload));
+                return;
+            }
+        }
+        self.stage_wanted = None;
+        let view = self.replica.promised().0;
+        let staged = self.log.stage(begin.0, None, on_disk, view);
+        assert!(staged, "a log is staged while another is being swapped in");
+    }
+
+    fn try_adopt(&mut self, out: &mut Output) {
+        let Some(adopting) = self.adopting.filter(|a| a.sequence.is_none()) else { return };
+        if self.stage_wanted.is_some() {
+            return; // the staged log does not exist yet
+        }
+        let (view, members) = (adopting.view.0, adopting.members.0);
+        let cp = self.replica.cp().0;
+        let extra = [0; harp_log::HEAD_EXTRA_BYTES];
+        let sequence = if adopting.staged {
+            // A full ring empties with time; the swap is tried again each turn.
+            self.log.swap(view, members, extra, cp, &mut out.disk).ok()
+        } else {
+            Some(self.log.tag(view, members, extra, cp, &mut out.disk))
+        };
+        if let Some(adopting) = &mut self.adopting {
+            adopting.sequence = sequence;
+        }
+    }
+
+    /// Frees what nobody needs: on disk below GLB, in memory below what is in the image and at the members.
+    pub(crate) fn trim(&mut self) {
+        let glb = self.replica.glb().0;
+        self.log.trim(glb);
+        let staged = self.log_is_staged();
+        let body = self.log.growing();
+        let begin = Op(body.begin());
+        let durable = body.durable();
+        if staged {
+            self.replica.on_staged_trimmed(begin);
+        } else {
+            self.replica.on_trimmed(begin);
+        }
+        let mut pin = match &self.copy {
+            Some(copy) => copy.shadow.needs_log_above().min(copy.lb),
+            // A standby's tail makes room for the newest; a member's log is on disk.
+            None if staged => body.end(),
+            None => durable,
+        };
+        if self.replica.is_primary() {
+            let me = self.settings.me;
+            let members = self.replica.members();
+            let received =
+                members.iter().filter(|m| *m != me).map(|m| self.replica.received_by(m).0);
+            pin = received.fold(pin, u64::min);
+        }
+        self.log.pin(pin);
+    }
+
+    // ----- the store -----
+
+    fn on_store(&mut self, now: Now, done: Done, out: &mut Output) {
+        match done {
+            Done::Fetched { id, fetched } => match fetched {
+                Ok(fetched) => self.on_fetched(id, fetched),
+                Err(error) => self.store_failed(error.to_string(), out),
+            },
+            Done::Checkpointed { op, result: Ok(()) } => self.on_checkpointed(now, op, out),
+            Done::Checkpointed { result: Err(error), .. } => {
+                self.store_failed(error.to_string(), out)
+            }
+            Done::Digested { op, result } => {
+                let copy = self.copy.as_mut().expect("only copies digest");
+                assert_eq!(copy.digesting.take(), Some(op), "a digest nobody asked for");
+                let digest = result.map_err(|e| e.to_string());
+                copy.digest = Some((op, digest.clone()));
+                out.notices.push(Notice::Digest { op, digest });
+            }
+            Done::Reloaded(Ok(image)) => {
+                let copy = self.copy.as_mut().expect("only copies reload");
+                assert!(copy.reloading, "a reload nobody asked for");
+                copy.reloading = false;
+                copy.shadow.reset(image.lb);
+                copy.shadow_op = image.lb;
+                copy.lb = image.lb;
+                copy.clients = image.clients;
+                copy.log_bytes = 0;
+                self.replica.on_reapply();
+                self.try_stage(now, out);
+            }
+            Done::Reloaded(Err(error)) => self.store_failed(error.to_string(), out),
+        }
+    }
+
+    /// The image cannot be read or written: this copy is of no use until it is looked after.
+    fn store_failed(&mut self, error: String, out: &mut Output) {
+        out.notices.push(Notice::Fatal { why: format!("the store failed: {error}") });
+    }
+
+    /// What was checkpointed moves into the cache bit by bit; filters are completed when there is time.
+    fn tend_shadow(&mut self, out: &mut Output) {
+        let Some(copy) = &mut self.copy else { return };
+        if copy.reloading {
+            return;
+        }
+        copy.draining = copy.shadow.drain(DRAIN_PER_TURN, &self.bytes);
+        if !copy.filling && let Some(need) = copy.shadow.wanted() {
+            copy.filling = true;
+            out.jobs.push(StoreJob(Work::Fetch { id: FILTER_FETCH, needs: vec![need] }));
+        }
+    }
+
+    fn ask_store(&mut self, out: &mut Output) {
+        if self.needs.is_empty() {
+            return;
+        }
+        let needs = std::mem::take(&mut self.needs);
+        out.jobs.push(StoreJob(Work::Fetch { id: self.next_fetch, needs }));
+        self.next_fetch += 1;
+    }
+
+    /// What `harp status` shows.
+    pub fn status(&self, now: Now) -> NodeStatus {
+        let replica = &self.replica;
+        let me = self.settings.me;
+        let copy = self.settings.shape.is_copy(me);
+        let role = match (replica.is_normal(), replica.is_primary(), copy) {
+            (true, true, _) => "primary",
+            (true, false, true) => "backup",
+            (true, false, false) => "promoted",
+            (false, _, true) => "learner",
+            (false, _, false) => "witness",
+        };
+        let glb = replica.glb().0;
+        NodeStatus {
+            me,
+            role,
+            state: replica.state(),
+            promised: replica.promised(),
+            formed: replica.formed(),
+            members: replica.members(),
+            primary: replica.primary(),
+            fp: self.log.growing().end(),
+            cp: replica.cp().0,
+            ap: self.copy.as_ref().map_or(0, |c| c.shadow_op.min(replica.cp().0)),
+            lb: self.copy.as_ref().map_or(0, |c| c.lb),
+            glb,
+            lease_left: replica.lease_until().since(now.steady),
+            serving: replica.is_serving(),
+            log_bytes: self.log.used_disk_bytes(),
+            digest: self.copy.as_ref().and_then(|c| c.digest.clone()),
+        }
+    }
+
+    /// The ring, for the threads that read it.
+    pub fn ring(&self) -> &Ring {
+        &self.bytes.0
+    }
+
+    /// The replica, for observers.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// The log, for observers.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+}

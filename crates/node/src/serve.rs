@@ -1,0 +1,431 @@
+//! Serving clients: from a call to its reply.
+//! Owns: connections, calls that wait for the store or for room, replies that wait for CP or the lease.
+//! Never: answers unless this server is primary of a view that all formed; answers above CP.
+//! Invariant: one request is planned at most once, however often it is repeated.
+//! Source: DESIGN section 3; RFC 1813.
+
+use std::net::IpAddr;
+
+use harp_fs::effect::effects_len_max;
+use harp_fs::inode::ROOT;
+use harp_fs::need::Fetched;
+use harp_fs::plan::{self, Context, Planned};
+use harp_fs::request::{Request, Time};
+use harp_log::Room;
+use harp_vr::{Op, Planted};
+use harp_wire::incoming::{self, Body};
+use harp_wire::rpc::{self, Call, CallError};
+use harp_wire::xdr::SliceSink;
+use harp_wire::{mount, nfs3, portmap};
+
+use crate::api::{ConnId, Now, Output, Reply};
+use crate::node::{FILTER_FETCH, Node};
+use crate::record::{RequestKey, STAMP_BYTES, Stamp, kind};
+
+/// Calls of one connection that are being worked on at most, before it is no longer read.
+const CALLS_PER_CONN: u32 = 256;
+/// The longest encoded result of a modifying procedure.
+const REPLY_BYTES_MAX: usize = 1_024;
+
+/// A client connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    address: [u8; 16],
+    port: u16,
+    /// Its name in the client table, once it has a record.
+    table: u64,
+    /// Calls not answered yet.
+    open: u32,
+    on_hold: bool,
+}
+
+/// A modification in the log, to be answered when CP covers it.
+#[derive(Debug)]
+pub(crate) struct Awaiting {
+    op: u64,
+    conn: ConnId,
+    xid: u32,
+}
+
+/// A finished reply without a record of its own: a read, a failure, a repeat.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Leaves when CP covers this op and the lease is live.
+    shows: u64,
+    conn: ConnId,
+    bytes: Vec<u8>,
+}
+
+/// A call to be planned again: it lacked objects, room, or a shadow at FP.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    conn: ConnId,
+    call: Vec<u8>,
+    /// The fetch it waits for; 0 for none.
+    fetch: u64,
+}
+
+/// What became of a call.
+enum Served {
+    /// It was answered, or its answer waits for CP or the lease.
+    Done,
+    /// It must be planned again; after that fetch, if not 0.
+    Again { fetch: u64 },
+}
+
+/// The root directory is made at format and never again.
+const ROOT_GENERATION: u32 = 1;
+
+/// Nanoseconds since 1970 as a file's time.
+fn time_of(nanos: u64) -> Time {
+    Time { seconds: (nanos / 1_000_000_000) as u32, nanos: (nanos % 1_000_000_000) as u32 }
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+impl Node {
+    pub(crate) fn on_conn_opened(&mut self, conn: ConnId, address: IpAddr, port: u16) {
+        let address = mapped(address);
+        self.conns.insert(conn, Conn { address, port, table: 0, open: 0, on_hold: false });
+    }
+
+    pub(crate) fn on_call(&mut self, now: Now, conn: ConnId, call: &[u8], out: &mut Output) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.open += 1;
+        if state.open >= CALLS_PER_CONN && !state.on_hold {
+            state.on_hold = true;
+            out.hold.push((conn, true));
+        }
+        if let Served::Again { fetch } = self.serve(now, conn, call, out) {
+            self.wait(conn, call, fetch);
+        }
+    }
+
+    fn wait(&mut self, conn: ConnId, call: &[u8], fetch: u64) {
+        self.waiting.push(Waiting { conn, call: call.to_vec(), fetch });
+    }
+
+    /// Plans again what waited, when what it waited for is there.
+    pub(crate) fn answer_waiting(&mut self, now: Now, out: &mut Output) {
+        if self.waiting.is_empty() || !self.may_plan() {
+            return;
+        }
+        let mut again = Vec::new();
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            if waiting.fetch != 0 {
+                again.push(waiting);
+                continue;
+            }
+            if let Served::Again { fetch } = self.serve(now, waiting.conn, &waiting.call, out) {
+                waiting.fetch = fetch;
+                again.push(waiting);
+            }
+        }
+        again.append(&mut self.waiting);
+        self.waiting = again;
+    }
+
+    pub(crate) fn on_fetched(&mut self, id: u64, fetched: Vec<Fetched>) {
+        let Some(copy) = &mut self.copy else { return };
+        if id == FILTER_FETCH {
+            copy.filling = false;
+        }
+        fetched.into_iter().for_each(|f| copy.shadow.fetched(f));
+        self.waiting.iter_mut().filter(|w| w.fetch == id).for_each(|w| w.fetch = 0);
+    }
+
+    /// No longer primary: nobody is answered any more. Their connections are reset by the world.
+    pub(crate) fn forget_clients(&mut self) {
+        self.awaiting.clear();
+        self.held.clear();
+        self.waiting.clear();
+        self.needs.clear();
+        self.conns.clear();
+    }
+
+    fn serve(&mut self, now: Now, conn: ConnId, bytes: &[u8], out: &mut Output) -> Served {
+        let (call, body) = match incoming::decode(bytes) {
+            Ok(decoded) => decoded,
+            Err(CallError::NotACall) => {
+                out.close.push(conn);
+                return Served::Done;
+            }
+            Err(CallError::Refused { xid, refusal }) => {
+                let from = out.bytes.len();
+                rpc::encode_refusal(xid, refusal, &mut out.bytes);
+                self.push_reply(conn, from, out);
+                return Served::Done;
+            }
+        };
+        match body {
+            Body::Nfs(Request::Null) => self.answer_plain(conn, call.xid, out, |_| {}),
+            Body::Nfs(request) => return self.serve_nfs(now, conn, bytes, &call, &request, out),
+            Body::Mount(request) => self.serve_mount(conn, call.xid, &request, out),
+            Body::Portmap(request) => {
+                let port = self.settings.nfs_port;
+                self.answer_plain(conn, call.xid, out, |b| {
+                    portmap::encode_answer(&request, port, b)
+                });
+            }
+        }
+        Served::Done
+    }
+
+    /// Answers at once with what needs no state.
+    fn answer_plain(
+        &mut self,
+        conn: ConnId,
+        xid: u32,
+        out: &mut Output,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let from = out.bytes.len();
+        let mark = rpc::begin_reply(xid, &mut out.bytes);
+        body(&mut out.bytes);
+        rpc::finish(mark, &mut out.bytes);
+        self.push_reply(conn, from, out);
+    }
+
+    fn serve_mount(
+        &mut self,
+        conn: ConnId,
+        xid: u32,
+        request: &mount::Request<'_>,
+        out: &mut Output,
+    ) {
+        let root = self.volume.handles.make(ROOT, ROOT_GENERATION);
+        let flavors = [mount::FLAVOR_SYS, mount::FLAVOR_NONE];
+        let path: &[u8] = b"/";
+        let exports = [mount::Export { path, groups: &[] }];
+        let reply = match request {
+            mount::Request::Mnt { path: b"/" | b"" } => {
+                mount::Reply::Mounted { handle: root, flavors: &flavors }
+            }
+            mount::Request::Mnt { .. } => mount::Reply::Failed(mount::Status::NoEnt),
+            mount::Request::Export => mount::Reply::Exports(&exports),
+            mount::Request::Dump => mount::Reply::Mounts(&[]),
+            _ => mount::Reply::Void,
+        };
+        self.answer_plain(conn, xid, out, |b| mount::encode_body(&reply, b));
+    }
+
+    fn serve_nfs(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        bytes: &[u8],
+        call: &Call<'_>,
+        request: &Request<'_>,
+        out: &mut Output,
+    ) -> Served {
+        if !self.may_plan() {
+            return Served::Again { fetch: 0 };
+        }
+        let Some(state) = self.conns.get(&conn) else { return Served::Done };
+        let modifying = nfs3::is_modifying(call.procedure);
+        let checksum = if modifying { crc32c::crc32c(bytes) } else { 0 };
+        let key = RequestKey {
+            address: state.address,
+            xid: call.xid,
+            procedure: call.procedure as u16,
+            checksum: (bytes.len() as u64) << 32 | checksum as u64,
+        };
+        if modifying && self.repeat(conn, &key, out) {
+            return Served::Done;
+        }
+        self.plan(now, conn, key, call, request, out)
+    }
+
+    /// A request seen before: its stored reply, or a place among those that wait for its record.
+    fn repeat(&mut self, conn: ConnId, key: &RequestKey, out: &mut Output) -> bool {
+        if self.settings.planted == Some(Planted::NoClientTable) {
+            return false;
+        }
+        let _ = out;
+        let copy = self.copy.as_ref().expect("a primary is a copy");
+        let Some((op, reply)) = copy.clients.find(key) else { return false };
+        if op > self.replica.cp().0 {
+            // The reply goes to the newest connection only.
+            let at = self.awaiting.partition_point(|a| a.op < op);
+            let waits = Awaiting { op, conn, xid: key.xid };
+            match self.awaiting.get_mut(at) {
+                Some(found) if found.op == op => *found = waits,
+                _ => self.awaiting.insert(at, waits),
+            }
+        } else {
+            let mut bytes = rpc::reply_header(key.xid, reply.len()).to_vec();
+            bytes.extend_from_slice(reply);
+            self.held.push(Held { shows: op, conn, bytes });
+        }
+        true
+    }
+
+    fn plan(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        key: RequestKey,
+        call: &Call<'_>,
+        request: &Request<'_>,
+        out: &mut Output,
+    ) -> Served {
+        let modifying = nfs3::is_modifying(call.procedure);
+        let effects_max = if modifying { effects_len_max(request) } else { 0 };
+        let body_max = STAMP_BYTES + effects_max + REPLY_BYTES_MAX;
+        if modifying && self.log.room(2 * body_max as u64) != Room::Ok {
+            return Served::Again { fetch: 0 }; // checkpoints make room
+        }
+        let time = self.next_time(now);
+        let view = self.replica.formed().0;
+        let end = self.log.current().end();
+        let copy = self.copy.as_mut().expect("a primary is a copy");
+        let context = Context {
+            credential: call.auth.credential(),
+            now: time_of(time),
+            volume: &self.volume,
+            log: &self.bytes,
+        };
+        self.scratch.clear();
+        let needs_before = self.needs.len();
+        let body: &mut [u8] = if modifying {
+            match self.log.begin_record(body_max) {
+                Ok(body) => body,
+                Err(_) => return Served::Again { fetch: 0 },
+            }
+        } else {
+            &mut []
+        };
+        let effects =
+            if modifying { &mut body[STAMP_BYTES..STAMP_BYTES + effects_max] } else { &mut [][..] };
+        let planned = plan::plan(
+            &mut copy.shadow,
+            request,
+            &context,
+            effects,
+            &mut self.scratch,
+            &mut self.needs,
+        );
+        match planned {
+            Planned::Need => {
+                assert!(self.needs.len() > needs_before, "a plan that lacks something names it");
+                Served::Again { fetch: self.next_fetch }
+            }
+            Planned::Answer { response, shows, failed_modification } => {
+                // What failed was judged at FP.
+                let shows = if failed_modification { end } else { shows };
+                let data = &self.scratch;
+                let ready = shows <= self.replica.cp().0 && self.replica.may_answer(now.steady);
+                let above = self.settings.planted == Some(Planted::ReadAboveCommit);
+                if ready || above && self.replica.may_answer(now.steady) {
+                    let from = out.bytes.len();
+                    encode(call.xid, &response, data, &mut out.bytes);
+                    self.push_reply(conn, from, out);
+                } else {
+                    let mut bytes = Vec::with_capacity(256 + data.len());
+                    encode(call.xid, &response, data, &mut bytes);
+                    self.held.push(Held { shows, conn, bytes });
+                }
+                Served::Done
+            }
+            Planned::Record { response, effects_len } => {
+                let (stamp_and_effects, rest) = body.split_at_mut(STAMP_BYTES + effects_len);
+                let mut sink = SliceSink::new(rest);
+                nfs3::encode_body(&response, &mut sink);
+                let reply_len = sink.written().expect("replies of modifications are short");
+                let state = self.conns.get_mut(&conn).expect("looked up by the caller");
+                let op = end + 1;
+                if !copy.clients.knows(state.table) {
+                    state.table = op;
+                }
+                let stamp = Stamp {
+                    key,
+                    port: state.port,
+                    connection: state.table,
+                    effects_len: effects_len as u32,
+                    reply_len: reply_len as u32,
+                };
+                stamp.write(stamp_and_effects);
+                let body_len = STAMP_BYTES + effects_len + reply_len;
+                let logged = self.log.finish_record(kind::OPERATION, view, time, body_len);
+                assert_eq!(logged, op, "a record took another op than it was planned at");
+                self.newest_time = time;
+                self.replica.on_appended(now.steady, false, Op(op), &mut self.actions);
+                self.apply_planned(op);
+                self.awaiting.push_back(Awaiting { op, conn, xid: key.xid });
+                Served::Done
+            }
+        }
+    }
+
+    /// The primary applies its own record to the shadow as every other copy will.
+    fn apply_planned(&mut self, op: u64) {
+        let limit = self.apply_limit();
+        assert_eq!(limit, op, "the shadow is at FP");
+        self.apply_next(op);
+    }
+
+    // ----- replies -----
+
+    fn push_reply(&mut self, conn: ConnId, from: usize, out: &mut Output) {
+        let Some(state) = self.conns.get_mut(&conn) else {
+            out.bytes.truncate(from);
+            return;
+        };
+        state.open -= 1;
+        if state.on_hold && state.open <= CALLS_PER_CONN / 2 {
+            state.on_hold = false;
+            out.hold.push((conn, false));
+        }
+        out.replies.push(Reply { conn, bytes: from..out.bytes.len() });
+    }
+
+    /// Lets go of the replies that CP and the lease allow.
+    pub(crate) fn release(&mut self, now: Now, out: &mut Output) {
+        if !self.replica.is_primary() {
+            return;
+        }
+        let early = self.settings.planted == Some(Planted::ReplyBeforeCommit);
+        let cp = if early { self.log.current().end() } else { self.replica.cp().0 };
+        while let Some(awaiting) = self.awaiting.front()
+            && awaiting.op <= cp
+        {
+            let Awaiting { op, conn, xid } = self.awaiting.pop_front().expect("just seen");
+            let from = out.bytes.len();
+            let record = self.log.current().record(op).expect("unanswered records stay in memory");
+            let operation = crate::record::operation(record.body).expect("applied before");
+            out.bytes.extend_from_slice(&rpc::reply_header(xid, operation.reply.len()));
+            out.bytes.extend_from_slice(operation.reply);
+            self.push_reply(conn, from, out);
+        }
+        if self.held.is_empty() || !self.replica.may_answer(now.steady) {
+            return;
+        }
+        let cp = self.replica.cp().0;
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|h| {
+            if h.shows > cp {
+                return true;
+            }
+            let from = out.bytes.len();
+            out.bytes.extend_from_slice(&h.bytes);
+            self.push_reply(h.conn, from, out);
+            false
+        });
+        self.held = held;
+    }
+}
+
+fn encode(xid: u32, response: &harp_fs::request::Response, data: &[u8], out: &mut Vec<u8>) {
+    let mark = rpc::begin_reply(xid, out);
+    nfs3::encode_body(response, out);
+    if !data.is_empty() {
+        out.extend_from_slice(data);
+        out.extend_from_slice(harp_wire::xdr::pad(data.len()));
+    }
+    rpc::finish(mark, out);
+}
