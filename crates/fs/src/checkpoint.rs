@@ -1,0 +1,218 @@
+//! Checkpoint: a frozen generation as changes of the image.
+//! Owns: which rows, cuts and blocks a generation comes to, in the order the store wants.
+//! Never: runs on the server's loop; writes anything itself.
+//! Invariant: rows ascend by key, cuts by file, blocks by file and block; every merged block has
+//! the checksum that its last record promised.
+//! Source: the design, sections 3 and 7.
+
+use crate::blocks::{Base, BlockSlot, LogBytes};
+use crate::generation::Generation;
+use crate::inode::{BLOCK_BYTES, Block, Inode};
+use crate::key;
+use crate::names::{Fate, NameSlot};
+use crate::need::{ImageError, ImageReader};
+use crate::objects::{Extent, ObjectSlot};
+use crate::request::FileType;
+
+/// Takes rows in key order, `None` for one to be removed. What fails underneath may come back as
+/// [`ImageError::Reader`].
+pub type PutRow<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), ImageError> + 'a;
+
+/// One block to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockOut<'a> {
+    /// The file.
+    pub ino: u64,
+    /// The block's index in the file.
+    pub block: u64,
+    /// CRC32C of the data, as the record promised it and, where blocks were merged, checked.
+    pub crc: u32,
+    /// The data.
+    pub data: &'a Block,
+}
+
+/// The blocks of a generation, merged where they must be.
+pub struct MergedBlocks<'a> {
+    generation: &'a Generation,
+    log: &'a dyn LogBytes,
+    /// Slots in order of file and block, each with its place in `merged` if it has one.
+    order: Vec<(u32, Option<u32>)>,
+    merged: Vec<Box<Block>>,
+}
+
+impl MergedBlocks<'_> {
+    /// The blocks in ascending order of file and block.
+    pub fn iter(&self) -> impl Iterator<Item = BlockOut<'_>> {
+        self.order.iter().map(|(slot, merged)| {
+            let blocks = &self.generation.blocks;
+            let slot = &blocks.slots()[*slot as usize];
+            let data = match merged {
+                Some(merged) => &*self.merged[*merged as usize],
+                None => blocks.whole(slot, self.log).expect("a block that needs no merging"),
+            };
+            BlockOut { ino: slot.ino, block: slot.block, crc: slot.crc, data }
+        })
+    }
+
+    /// How many blocks there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+impl Generation {
+    /// Gives every row that changes to `put`, in key order, until it fails. `base` is an image
+    /// that this generation goes on top of: at [`Generation::begin`], or between that and its end.
+    ///
+    /// Errors: those of `put` and of the base; [`ImageError::NoInode`] if it lacks an inode that
+    /// was touched.
+    pub fn metadata(&self, base: &dyn ImageReader, put: &mut PutRow<'_>) -> Result<(), ImageError> {
+        if let Some(counters) = &self.counters {
+            put(&key::super_key(), Some(&counters.encode()))?;
+        }
+        let mut objects: Vec<&ObjectSlot> = self.objects.slots().iter().collect();
+        objects.sort_unstable_by_key(|slot| slot.ino);
+        for slot in &objects {
+            let value = self.inode_value(base, slot)?;
+            put(&key::inode_key(slot.ino), value.as_deref())?;
+        }
+        for slot in &objects {
+            let value = match self.objects.target(slot) {
+                _ if slot.is_gone() && slot.surely_not(FileType::Symlink) => continue,
+                _ if slot.is_gone() => None,
+                Some(target) => Some(target),
+                None => continue,
+            };
+            put(&key::target_key(slot.ino), value)?;
+        }
+        self.names_by_name(put)?;
+        self.names_by_cookie(put)
+    }
+
+    fn inode_value(
+        &self,
+        base: &dyn ImageReader,
+        slot: &ObjectSlot,
+    ) -> Result<Option<key::RowBytes>, ImageError> {
+        let whole: Inode = match slot.extent {
+            Extent::Gone { .. } => return Ok(None),
+            Extent::Whole => slot.value,
+            Extent::DirTouch | Extent::FileTouch => {
+                let key = key::inode_key(slot.ino);
+                let value = base.get(&key)?.ok_or(ImageError::NoInode { ino: slot.ino })?;
+                let below = key::parse_inode(&value);
+                slot.over(&below.ok_or_else(|| ImageError::BadRow { key: key.to_vec() })?)
+            }
+        };
+        Ok(Some(key::inode_value(&whole)))
+    }
+
+    fn names_by_name(&self, put: &mut PutRow<'_>) -> Result<(), ImageError> {
+        let names = &self.names;
+        // Most comparisons are decided by the directory and the first eight bytes.
+        let sort_key = |slot: &NameSlot| {
+            let name = names.name(slot);
+            let mut front = [0; 8];
+            let len = name.len().min(8);
+            front[..len].copy_from_slice(&name[..len]);
+            (slot.dir, u64::from_be_bytes(front))
+        };
+        let current = names.slots().iter().filter(|slot| slot.fate != Fate::Replaced);
+        let mut order: Vec<_> = current.map(|slot| (sort_key(slot), slot)).collect();
+        order.sort_unstable_by(|(front_a, a), (front_b, b)| {
+            front_a.cmp(front_b).then_with(|| names.name(a).cmp(names.name(b)))
+        });
+        for (_, slot) in order {
+            let value = (slot.fate == Fate::Linked).then(|| key::name_value(&slot.entry));
+            put(&key::name_key(slot.dir, names.name(slot)), value.as_deref())?;
+        }
+        Ok(())
+    }
+
+    fn names_by_cookie(&self, put: &mut PutRow<'_>) -> Result<(), ImageError> {
+        let names = &self.names;
+        let place = |slot: &NameSlot| (slot.dir, slot.entry.cookie);
+        let mut order: Vec<_> = names.slots().iter().map(|slot| (place(slot), slot)).collect();
+        order.sort_by_key(|(place, _)| *place);
+        for (place, slot) in order {
+            let linked = slot.fate == Fate::Linked;
+            let value = linked.then(|| key::cookie_value(&slot.entry, names.name(slot)));
+            put(&key::cookie_key(place.0, place.1), value.as_deref())?;
+        }
+        Ok(())
+    }
+
+    /// The cuts, in ascending order of files: (file, first block that goes). They come before
+    /// the generation's blocks.
+    pub fn cuts(&self) -> Vec<(u64, u64)> {
+        let cut = self.blocks.files().iter().filter(|file| file.cut != u64::MAX);
+        let mut cuts: Vec<_> = cut.map(|file| (file.ino, file.cut)).collect();
+        cuts.sort_unstable();
+        cuts
+    }
+
+    /// Merges what must be merged and gives all blocks. `log` and `base` as for the shadow and
+    /// [`Generation::metadata`].
+    ///
+    /// Errors: the base's own; [`ImageError::BadBlock`] if a merged block is not what its record
+    /// promised.
+    pub fn blocks<'a>(
+        &'a self,
+        log: &'a dyn LogBytes,
+        base: &dyn ImageReader,
+    ) -> Result<MergedBlocks<'a>, ImageError> {
+        let slots = self.blocks.slots();
+        let written = (0..slots.len()).filter(|slot| slots[*slot].base != Base::Cut);
+        let mut order: Vec<(u32, Option<u32>)> = written.map(|slot| (slot as u32, None)).collect();
+        order.sort_unstable_by_key(|(slot, _)| {
+            let slot = &slots[*slot as usize];
+            (slot.ino, slot.block)
+        });
+        let mut merged = Vec::new();
+        for (slot, place) in &mut order {
+            let slot = &slots[*slot as usize];
+            match self.blocks.whole(slot, log) {
+                // Whole blocks in the log lie under their record's checksum.
+                Some(_) if matches!(slot.base, Base::Log(_)) => {}
+                Some(data) => check(slot, data)?,
+                None => {
+                    let content = self.merge(slot, log, base)?;
+                    check(slot, &content)?;
+                    *place = Some(merged.len() as u32);
+                    merged.push(content);
+                }
+            }
+        }
+        Ok(MergedBlocks { generation: self, log, order, merged })
+    }
+
+    fn merge(
+        &self,
+        slot: &BlockSlot,
+        log: &dyn LogBytes,
+        base: &dyn ImageReader,
+    ) -> Result<Box<Block>, ImageError> {
+        let mut content = Box::new([0; BLOCK_BYTES]);
+        let file = self.blocks.file(self.seed, slot.ino);
+        let absent = file.is_some_and(|file| file.absent <= slot.block);
+        match self.blocks.base(slot, log) {
+            Some(data) => *content = *data,
+            None if absent => {}
+            None => base.read_blocks(slot.ino, slot.block, 1, &mut content[..], &mut |_, _| ())?,
+        }
+        self.blocks.put_ranges(slot, log, &mut content);
+        Ok(content)
+    }
+}
+
+fn check(slot: &BlockSlot, data: &Block) -> Result<(), ImageError> {
+    match crc32c::crc32c(data) == slot.crc {
+        true => Ok(()),
+        false => Err(ImageError::BadBlock { ino: slot.ino, block: slot.block }),
+    }
+}
