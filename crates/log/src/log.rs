@@ -693,7 +693,8 @@ impl Log {
 
     /// Bytes of disk that hold records still needed, gaps between batches included.
     pub fn used_disk_bytes(&self) -> u64 {
-        self.end_pos().saturating_sub(self.current.begin_seam().pos)
+        let end = if self.growing().on_disk { self.end_pos() } else { self.current.tail.pos };
+        end.saturating_sub(self.current.begin_seam().pos)
     }
 
     /// Bytes of disk there are.

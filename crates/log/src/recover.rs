@@ -94,7 +94,7 @@ impl Stop {
     }
 }
 
-/// Reads the log back into the ring, as much of its end as fits into three quarters of it.
+/// Reads the log back, into the ring as much of its end as fits: all that was pinned before is there.
 ///
 /// What was appended last and is whole, but not known to have been durable, is written again and synced.
 /// An error means that a write or sync failed: a crash (rule 8).
@@ -197,8 +197,7 @@ impl<'a> Walk<'a> {
             return Err(Stop::NotIntact(AmnesiaWhy::Damaged { at, mark }));
         }
         self.write_again(end).map_err(Stop::Crash)?;
-        let kept = self.loaded.end.saturating_sub(self.ring.len());
-        self.body.forget_below(kept);
+        self.load_overwritten(end)?;
         let body = &mut self.body;
         body.written = (body.end(), end);
         body.durable = body.written;
@@ -268,10 +267,25 @@ impl<'a> Walk<'a> {
         let chunk = READ_BYTES_MAX.min(self.ring.len() / 8).max(BLOCK_BYTES);
         let upto = upto.max(from + chunk).min(segment_end);
         // SAFETY: nobody else has the ring yet. What lay here one ring length ago is out of the index or
-        // is taken out of it at the end of the walk.
+        // is read again at the end of the walk.
         let into = unsafe { self.ring.bytes_mut(LogPos(from), (upto - from) as u32) };
         self.disk.read(LogPos(from), into).map_err(Stop::unreadable)?;
         self.loaded.end = upto;
+        Ok(())
+    }
+
+    /// Reads again what lay in the ring where the walk read beyond the log's end.
+    fn load_overwritten(&mut self, end: u64) -> Result<(), Stop> {
+        let upto = self.loaded.end.saturating_sub(self.ring.len()).min(end);
+        let mut at = end.saturating_sub(self.ring.len()).max(self.head.begin_pos);
+        while at < upto {
+            let segment_end = self.settings.segment_floor(at) + self.settings.segment_bytes;
+            let bytes = (upto.min(segment_end) - at).min(READ_BYTES_MAX);
+            // SAFETY: nobody else has the ring yet; what lies here is beyond the log's end.
+            let into = unsafe { self.ring.bytes_mut(LogPos(at), bytes as u32) };
+            self.disk.read(LogPos(at), into).map_err(Stop::unreadable)?;
+            at += bytes;
+        }
         Ok(())
     }
 
@@ -292,7 +306,7 @@ impl<'a> Walk<'a> {
             at += record.len as u64;
         }
         self.body.push_batch(pos, bytes, header.crc);
-        self.body.forget_below((pos + bytes).saturating_sub(self.ring.len() / 4 * 3));
+        self.body.forget_below((pos + bytes).saturating_sub(self.ring.len()));
         self.start = header.start;
         self.mark = self.mark.max(header.durable_mark);
         self.cp_known = self.cp_known.max(header.cp);

@@ -70,6 +70,28 @@ fn log_full_in_memory_refuses_what_would_overwrite_pinned_records() {
 }
 
 #[test]
+fn log_restart_with_a_full_ring_brings_all_of_it_back() {
+    // Nothing that was pinned may be missing: a server applies it from memory.
+    for ring in [32 << 10, 64 << 10, 128 << 10] {
+        let mut server = Server::new(settings(32 << 10, 8), ring);
+        let mut rng = Rng(ring as u64);
+        for _ in 0..3 {
+            while server.append(1, &vec![4; rng.below(2000) as usize]).is_some() {
+                server.settle();
+            }
+            let pinned = server.pin + 1;
+            let recovered = server.restart();
+            assert!(recovered.log.current().memory_begin() <= pinned);
+            server.go_on(recovered);
+            let end = server.log.current().end();
+            server.pin(end - 2);
+            server.trimmed = end - 2;
+            server.log.trim(end - 2);
+        }
+    }
+}
+
+#[test]
 fn log_room_promised_is_room_given() {
     // Whatever sizes the records have, what `room` says fits does fit.
     let (mut promised, mut full) = (0, 0);
@@ -146,6 +168,7 @@ fn log_laps_and_restarts_without_number() {
             assert_eq!(recovered.verdict, Verdict::Intact);
             assert_eq!(recovered.log.current().end(), end);
             server.go_on(recovered);
+            server.pin(end - 2);
         }
     }
     assert_eq!(server.durable, 2000);
