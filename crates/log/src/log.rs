@@ -181,7 +181,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// A new, empty log whose first record will be `begin_op`; untagged. For a disk being formatted.
+    /// A new, empty log whose first record will be `begin_op`; untagged. For a disk being formatted,
+    /// whose segments read as zeros.
     pub fn format(
         ring: Ring,
         settings: LogSettings,
