@@ -78,8 +78,7 @@ impl Scratch {
         let dir = std::env::temp_dir().join(format!("harp-{name}-{}", std::process::id()));
         std::fs::create_dir(&dir).expect("a fresh directory");
         let engine = LmdbEngine::open(&dir, LmdbOptions::default()).expect("the engine opens");
-        let disk = FileDisk::open(&dir, 100).expect("the disk opens");
-        Store::format(&engine, &disk, b"one").expect("formats");
+        Store::<_, FileDisk>::format(&engine, b"one", &[]).expect("formats");
         Scratch(dir)
     }
 }
@@ -102,7 +101,7 @@ fn open(dir: &Path) -> Store<LmdbEngine, FileDisk> {
 fn image_on_files_equals_image_in_memory() {
     let scratch = Scratch::new("image");
     let (engine, disk) = (MemEngine::new(), MemDisk::new(1 << 16));
-    Store::format(&engine, &disk, b"two").expect("formats");
+    Store::<_, MemDisk>::format(&engine, b"two", &[]).expect("formats");
     let memory = Store::open(engine, disk, LIMITS).expect("the image opens").store;
 
     let mut random = Random(77);

@@ -4,7 +4,6 @@
 //! Invariant: one checkpoint at a time; a job runs to its end or the process ends.
 //! Source: DESIGN section 3 ("Memory", "Checkpoints").
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use harp_fs::blocks::LogBytes;
@@ -211,27 +210,36 @@ fn put_rows(
     base: &dyn ImageReader,
     sink: &mut MetadataSink<'_>,
 ) -> Result<(), JobError> {
-    let mut failed = None;
-    let _ = generation.metadata(base, &mut |key, value| {
+    generation.metadata(base, &mut |key, value| {
         let put = match value {
             Some(value) => sink.put(key, value),
             None => sink.delete(key),
         };
-        match put {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
+        put.map_err(unread)
     })?;
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    Ok(())
 }
 
 fn digest<E: Engine, D: Disk>(store: &Store<E, D>, op: u64) -> Result<[u8; 32], StoreError> {
     let (at, digest) = store.digest()?;
     assert_eq!(at, op, "the image moved on before its digest was taken");
     Ok(digest.0)
+}
+
+/// Makes the image of a copy: that of an empty file system if the whole group is being formatted (`first`),
+/// else one without content, to be loaded from another copy.
+pub fn format_image<E: Engine, D: Disk>(
+    engine: &E,
+    _disk: &D,
+    group: &[u8; 16],
+    first: bool,
+) -> Result<(), StoreError> {
+    if first {
+        let rows = harp_fs::key::format_rows(harp_fs::request::Time::default());
+        Store::<E, D>::format(engine, group, &rows)
+    } else {
+        Store::<E, D>::reformat(engine, group, None)
+    }
 }
 
 /// Reads what a node needs to start from `store`.

@@ -14,7 +14,7 @@ mod serve;
 
 pub use api::*;
 pub use boot::BootError;
-pub use jobs::{ImageState, StoreDone, StoreJob, image_state};
+pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
 
 // The types that a world needs, so that it depends on this crate alone.

@@ -111,10 +111,11 @@ pub struct Opened<E: Engine, D: Disk> {
 }
 
 impl<E: Engine, D: Disk> Store<E, D> {
-    /// Makes an empty image, complete at op 0, carrying `identity` (at most 64 KiB).
+    /// Makes an image that is complete at op 0, carrying `identity` (at most 64 KiB) and the first
+    /// `rows` (key, value).
     ///
     /// Errors: `AlreadyFormatted` if any image is there, damaged ones included.
-    pub fn format(engine: &E, disk: &D, identity: &[u8]) -> Result<(), StoreError> {
+    pub fn format(engine: &E, identity: &[u8], rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
         let view = engine.snapshot()?;
         for table in Table::ALL {
             if view.seek(table, &[])?.is_some() {
@@ -122,27 +123,30 @@ impl<E: Engine, D: Disk> Store<E, D> {
             }
         }
         drop(view);
-        Self::reformat(engine, disk, identity, true)
+        Self::reformat(engine, identity, Some(rows))
     }
 
-    /// Throws away whatever is there and makes an empty image. If not `complete`, it is one to
-    /// be loaded from another copy, exact at no op until its first checkpoint. Not to be called
-    /// while a store has it open.
+    /// Throws away whatever is there. With `rows` it makes an image complete at op 0 that holds them;
+    /// without, one to be loaded from another copy, exact at no op until its first checkpoint. Not to
+    /// be called while a store has it open.
     pub fn reformat(
         engine: &E,
-        _disk: &D,
         identity: &[u8],
-        complete: bool,
+        rows: Option<&[(Vec<u8>, Vec<u8>)]>,
     ) -> Result<(), StoreError> {
         assert!(identity.len() <= VALUE_BYTES_MAX / 256);
-        let head = Head { complete, op: 0, cut_marks: 0 };
+        let head = Head { complete: rows.is_some(), op: 0, cut_marks: 0 };
         let mut sealed = Vec::new();
         engine.commit(&mut |batch| {
             Table::ALL.into_iter().try_for_each(|table| batch.clear(table))?;
             seal::seal(Table::Head, HEAD_KEY, &head.encode(), &mut sealed);
             batch.put(Table::Head, HEAD_KEY, &sealed)?;
             seal::seal(Table::Head, IDENTITY_KEY, identity, &mut sealed);
-            batch.put(Table::Head, IDENTITY_KEY, &sealed)
+            batch.put(Table::Head, IDENTITY_KEY, &sealed)?;
+            rows.unwrap_or_default().iter().try_for_each(|(key, value)| {
+                seal::seal(Table::Meta, key, value, &mut sealed);
+                batch.put(Table::Meta, key, &sealed)
+            })
         })
     }
 

@@ -154,7 +154,7 @@ fn check(model: &Model, reader: &MemReader) {
 /// The digest of the model, from a store that took it in at once.
 fn digest_of(model: &Model) -> Digest {
     let (engine, disk) = (MemEngine::new(), MemDisk::new(4096));
-    MemStore::format(&engine, &disk, b"another").unwrap();
+    MemStore::format(&engine, b"another", &[]).unwrap();
     let store = Store::open(engine, disk, LIMITS).unwrap().store;
     let metadata = model.metadata.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect();
     let blocks = model.blocks.clone();
@@ -175,7 +175,7 @@ impl World {
         let fuse = Fuse::new();
         let engine = MemEngine::with_fuse(fuse.clone());
         let disk = MemDisk::with_fuse(4096, fuse.clone());
-        MemStore::format(&engine, &disk, b"identity").unwrap();
+        MemStore::format(&engine, b"identity", &[]).unwrap();
         World { random: Random::new(seed), fuse, engine, disk, model: Model::default() }
     }
 
@@ -520,7 +520,7 @@ fn placed_blocks_are_taken_in_and_claimed_again_after_a_crash() {
 #[test]
 fn image_loaded_in_pieces_is_complete_only_after_its_checkpoint() {
     let world = World::new(1);
-    MemStore::reformat(&world.engine, &world.disk, b"new", false).unwrap();
+    MemStore::reformat(&world.engine, b"new", None).unwrap();
     let opened = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap();
     assert!(!opened.complete);
     let data = block(4);
@@ -556,8 +556,8 @@ fn formatting_is_explicit() {
     let (engine, disk) = (MemEngine::new(), MemDisk::new(16));
     let open = || Store::open(engine.clone(), disk.clone(), LIMITS);
     assert!(matches!(open(), Err(StoreError::NotFormatted)));
-    MemStore::format(&engine, &disk, b"one").unwrap();
-    let again = MemStore::format(&engine, &disk, b"two");
+    MemStore::format(&engine, b"one", &[]).unwrap();
+    let again = MemStore::format(&engine, b"two", &[]);
     assert!(matches!(again, Err(StoreError::AlreadyFormatted)));
     assert_eq!(open().unwrap().identity, b"one");
     assert_eq!(open().unwrap().op, 0);
