@@ -135,7 +135,7 @@ fn reads(store: &FileStore, count: u64) -> Result<(), StoreError> {
 fn run(dir: &Path, records: u64) -> Result<(), StoreError> {
     let engine = LmdbEngine::open(dir, LmdbOptions::default())?;
     let disk = FileDisk::open(dir, SEGMENT_BLOCKS)?;
-    Store::format(&engine, b"measured", &[])?;
+    Store::<_, FileDisk>::format(&engine, b"measured", &[])?;
     let store = Store::open(engine, disk, Limits::default())?.store;
     let mut op = 0;
     let mut next = || {
