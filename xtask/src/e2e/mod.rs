@@ -220,40 +220,39 @@ pub fn run(workspace: &Workspace, report: &mut Report, full: bool, names: &[Stri
     if chosen.is_empty() {
         report.step("end-to-end tests", || Ending::Failed("no scenario of that name".into()));
     }
-    let work = workspace.target.join("e2e");
     let needs_kit =
-        |scenario: &&&Scenario| scenario.guest && packages::lacks(scenario.needs).is_none();
-    let kit = chosen.iter().find(needs_kit).map(|_| {
-        let mut kit = Err(String::new());
-        report.step("guest's kernel", || {
-            kit = Kit::prepare(&workspace.target.join("guest")).map_err(|error| error.to_string());
-            Ending::Ran(Counts::default())
-        });
-        kit
-    });
+        |scenario: &&Scenario| scenario.guest && packages::lacks(scenario.needs).is_none();
+    let kit = chosen.iter().any(needs_kit).then(|| prepare_kit(workspace, report));
     for scenario in chosen {
-        let kit = if scenario.guest { kit.as_ref() } else { None };
-        let lacking = packages::lacks(scenario.needs);
-        match (lacking, kit) {
-            (Some(why), _) => report.leave_out(scenario.name, &why),
-            (None, Some(Err(why))) => report.leave_out(scenario.name, why),
-            (None, kit) => {
-                let kit = kit.and_then(|kit| kit.as_ref().ok());
-                let work = work.join(scenario.name);
-                report.step(scenario.name, || one(scenario, workspace, kit, full, work));
-            }
+        if let Some(why) = packages::lacks(scenario.needs) {
+            report.leave_out(scenario.name, &why);
+            continue;
         }
+        let kit = match kit.as_ref().filter(|_| scenario.guest) {
+            Some(Err(why)) => {
+                report.leave_out(scenario.name, why);
+                continue;
+            }
+            Some(Ok(kit)) => Some(kit),
+            None => None,
+        };
+        report.step(scenario.name, || one(scenario, workspace, kit, full));
     }
 }
 
+/// Makes the guest's kernel ready; what cannot be had leaves scenarios out.
+fn prepare_kit(workspace: &Workspace, report: &mut Report) -> Result<Kit, String> {
+    let mut kit = Err(String::new());
+    report.step("guest's kernel", || {
+        kit = Kit::prepare(&workspace.target.join("guest")).map_err(|error| error.to_string());
+        Ending::Ran(Counts::default())
+    });
+    kit
+}
+
 /// Runs one scenario in a fresh directory, which is kept only if it fails.
-fn one(
-    scenario: &Scenario,
-    workspace: &Workspace,
-    kit: Option<&Kit>,
-    full: bool,
-    work: PathBuf,
-) -> Ending {
+fn one(scenario: &Scenario, workspace: &Workspace, kit: Option<&Kit>, full: bool) -> Ending {
+    let work = workspace.target.join("e2e").join(scenario.name);
     if let Err(error) = fresh_directory(&work) {
         return Ending::Failed(error.to_string());
     }
