@@ -1,0 +1,314 @@
+//! The admin socket of one server: one line of JSON asks, one line answers.
+//! Owns: the requests and answers, the serving side within the loop, the asking side.
+//! Never: changes anything but by asking the node for a barrier.
+//! Invariant: at most [`ADMINS_MAX`] operators at once, each with one request of at most
+//! [`LINE_BYTES_MAX`] bytes under way.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use harp_node::NodeStatus;
+use rustix::net::{SocketFlags, accept_with};
+use serde::{Deserialize, Serialize};
+
+use crate::config::to_hex;
+use crate::error::HarpError;
+use crate::netbuf::{Received, SendBuf, receive_into};
+use crate::poller::{Interest, Poller, Ready, Source};
+
+/// Operators at once.
+pub const ADMINS_MAX: usize = 16;
+/// Bytes of a request.
+pub const LINE_BYTES_MAX: usize = 4096;
+/// Bytes of an answer that the asking side accepts.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// What an operator asks of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// To log a barrier at which all copies checkpoint and digest; only the primary can.
+    Verify,
+    /// This copy's digest at that op.
+    Digest(u64),
+}
+
+/// The answer to [`Request::Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the fields are the words of the glossary
+pub struct ServerStatus {
+    pub pid: u32,
+    pub role: String,
+    pub state: String,
+    pub promised: String,
+    pub formed: String,
+    /// The formed view as a number, which orders it among others; 0: none.
+    pub formed_number: u64,
+    /// Members of the formed view, one bit each.
+    pub members: u8,
+    /// Primary of the formed view, by index.
+    pub primary: Option<u8>,
+    pub fp: u64,
+    pub cp: u64,
+    pub ap: u64,
+    pub lb: u64,
+    pub glb: u64,
+    pub lease_left_ms: u64,
+    pub serving: bool,
+    pub log_bytes: u64,
+    pub durability: String,
+}
+
+impl ServerStatus {
+    /// What a node says of itself, with what its process adds.
+    pub fn new(status: &NodeStatus, durability: &str) -> ServerStatus {
+        ServerStatus {
+            pid: std::process::id(),
+            role: status.role.to_string(),
+            state: status.state.clone(),
+            promised: status.promised.to_string(),
+            formed: status.formed.to_string(),
+            formed_number: status.formed.0,
+            members: status.members.0,
+            primary: status.primary.map(|server| server.0),
+            fp: status.fp,
+            cp: status.cp,
+            ap: status.ap,
+            lb: status.lb,
+            glb: status.glb,
+            lease_left_ms: status.lease_left / crate::clock::NANOS_PER_MS,
+            serving: status.serving,
+            log_bytes: status.log_bytes,
+            durability: durability.to_string(),
+        }
+    }
+}
+
+/// What a server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// To `status`.
+    Status(Box<ServerStatus>),
+    /// To `verify`: the barrier's op, or null if this server is not the primary.
+    Barrier(Option<u64>),
+    /// To `digest`: not there yet, or no longer.
+    Pending,
+    /// To `digest`: hexadecimal digits, or what is damaged.
+    Digest(Result<String, String>),
+    /// The request made no sense.
+    Error(String),
+}
+
+/// The answer to [`Request::Digest`] that a node's status holds.
+pub fn digest_answer(op: u64, status: &NodeStatus) -> Answer {
+    match &status.digest {
+        Some((at, result)) if *at == op => {
+            Answer::Digest(result.as_ref().map(|d| to_hex(d)).map_err(Clone::clone))
+        }
+        _ => Answer::Pending,
+    }
+}
+
+struct Admin {
+    socket: OwnedFd,
+    line: Vec<u8>,
+    send: SendBuf,
+    /// The barrier that its answer waits for.
+    token: Option<u64>,
+}
+
+/// The serving side: the listening socket and its connections.
+pub struct Admins {
+    listener: UnixListener,
+    slots: Vec<Option<Admin>>,
+    tokens: u64,
+}
+
+/// A request that arrived, and whom to answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The connection's slot.
+    pub slot: usize,
+    /// The request.
+    pub request: Request,
+}
+
+impl Admins {
+    /// Listens at `path`, taking the place of a socket that an earlier process left.
+    pub fn listen(path: &Path, poller: &Poller) -> Result<Admins, HarpError> {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|error| HarpError::file("listen at", path, error))?;
+        poller.add(&listener, Source::AdminListener, Interest::READ)?;
+        let slots = (0..ADMINS_MAX).map(|_| None).collect();
+        Ok(Admins { listener, slots, tokens: 0 })
+    }
+
+    /// Takes operators in; those beyond [`ADMINS_MAX`] are turned away.
+    pub fn on_listener(&mut self, poller: &Poller) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        while let Ok(socket) = accept_with(&self.listener, flags) {
+            let Some(free) = self.slots.iter().position(Option::is_none) else { continue };
+            if poller.add(&socket, Source::Admin(free as u64), Interest::READ).is_ok() {
+                let (line, send) = (Vec::new(), SendBuf::default());
+                self.slots[free] = Some(Admin { socket, line, send, token: None });
+            }
+        }
+    }
+
+    /// Deals with an event of [`Source::Admin`]; returns the request if one is whole.
+    pub fn on_ready(&mut self, ready: Ready, slot: usize, poller: &Poller) -> Option<Asked> {
+        let admin = self.slots[slot].as_mut()?;
+        if ready.write {
+            self.push(slot, &[], poller);
+            return None;
+        }
+        let mut bytes = [0; LINE_BYTES_MAX];
+        let count = match receive_into(&admin.socket, &mut bytes) {
+            Received::Bytes(count) => count,
+            Received::Nothing => return None,
+            Received::Closed => {
+                self.slots[slot] = None;
+                return None;
+            }
+        };
+        admin.line.extend_from_slice(&bytes[..count]);
+        let Some(end) = admin.line.iter().position(|byte| *byte == b'\n') else {
+            if admin.line.len() > LINE_BYTES_MAX {
+                self.slots[slot] = None;
+            }
+            return None;
+        };
+        let request = serde_json::from_slice(&admin.line[..end]);
+        admin.line.drain(..=end);
+        match request {
+            Ok(request) => Some(Asked { slot, request }),
+            Err(error) => {
+                self.answer(slot, &Answer::Error(error.to_string()), poller);
+                None
+            }
+        }
+    }
+
+    /// Remembers that a connection waits for a barrier; returns the barrier's token.
+    pub fn await_barrier(&mut self, slot: usize) -> u64 {
+        self.tokens += 1;
+        if let Some(admin) = &mut self.slots[slot] {
+            admin.token = Some(self.tokens);
+        }
+        self.tokens
+    }
+
+    /// Answers whoever waits for that barrier.
+    pub fn on_barrier(&mut self, token: u64, op: Option<u64>, poller: &Poller) {
+        let waits = |admin: &Option<Admin>| admin.as_ref().is_some_and(|a| a.token == Some(token));
+        if let Some(slot) = self.slots.iter().position(waits) {
+            self.answer(slot, &Answer::Barrier(op), poller);
+        }
+    }
+
+    /// Answers one connection.
+    pub fn answer(&mut self, slot: usize, answer: &Answer, poller: &Poller) {
+        let mut line = serde_json::to_vec(answer).expect("an answer can always be encoded");
+        line.push(b'\n');
+        self.push(slot, &line, poller);
+    }
+
+    fn push(&mut self, slot: usize, bytes: &[u8], poller: &Poller) {
+        let Some(admin) = &mut self.slots[slot] else { return };
+        admin.send.push(bytes);
+        if admin.send.flush(&admin.socket).is_err() {
+            self.slots[slot] = None;
+            return;
+        }
+        let waits = admin.send.pending() > 0;
+        // No further request before the answer is taken.
+        let interest = if waits { Interest::WRITE } else { Interest::READ };
+        poller.change(&admin.socket, Source::Admin(slot as u64), interest);
+    }
+}
+
+/// The asking side: sends one request and waits for its answer, each step at most `timeout`.
+pub fn ask(path: &Path, request: Request, timeout: Duration) -> std::io::Result<Answer> {
+    // Connecting waits only if the server's backlog is full; a nonblocking attempt fails then.
+    let mut stream = connect_at_once(path)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    let mut line = serde_json::to_vec(&request).expect("a request can always be encoded");
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = Vec::new();
+    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut answer)?;
+    serde_json::from_slice(&answer).map_err(std::io::Error::from)
+}
+
+fn connect_at_once(path: &Path) -> std::io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::steady;
+    use crate::testdir::TestDir;
+
+    #[test]
+    fn requests_are_short_words() {
+        let text = |request| serde_json::to_string(&request).expect("encodes");
+        assert_eq!(text(Request::Status), "\"status\"");
+        assert_eq!(text(Request::Digest(7)), "{\"digest\":7}");
+    }
+
+    #[test]
+    fn an_operator_is_answered_and_nonsense_is_refused() {
+        let dir = TestDir::new("admin");
+        let path = dir.path().join("admin.sock");
+        let mut poller = Poller::new().expect("a poller");
+        let mut admins = Admins::listen(&path, &poller).expect("listens");
+        drop(admins);
+        admins = Admins::listen(&path, &poller).expect("takes the old socket's place");
+        let asking = std::thread::spawn(move || {
+            let patience = Duration::from_secs(20);
+            let barrier = ask(&path, Request::Verify, patience).expect("an answer");
+            let mut stream = UnixStream::connect(&path).expect("connects");
+            stream.write_all(b"nonsense\n").expect("writes");
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).expect("an answer");
+            (barrier, line)
+        });
+        while !asking.is_finished() {
+            let soon = steady().plus(20 * crate::clock::NANOS_PER_MS);
+            for index in 0..poller.wait(steady(), Some(soon)).expect("waits") {
+                let ready = poller.event(index);
+                match ready.source {
+                    Source::AdminListener => admins.on_listener(&poller),
+                    Source::Admin(slot) => {
+                        if let Some(asked) = admins.on_ready(ready, slot as usize, &poller) {
+                            assert_eq!(asked.request, Request::Verify);
+                            let token = admins.await_barrier(asked.slot);
+                            admins.on_barrier(token + 1, Some(1), &poller);
+                            admins.on_barrier(token, Some(42), &poller);
+                        }
+                    }
+                    other => panic!("nothing else is watched: {other:?}"),
+                }
+            }
+        }
+        let (barrier, line) = asking.join().expect("no panic");
+        assert_eq!(barrier, Answer::Barrier(Some(42)));
+        assert!(line.starts_with("{\"error\""), "{line}");
+    }
+}

@@ -1,0 +1,134 @@
+//! Faults of the program: what went wrong outside, told in one line.
+//! Owns: the crate's error type and the exit code that each kind means.
+//! Never: describes an outcome of a file operation; those travel in replies.
+//! Invariant: `Display` is one line, fit for an operator's eyes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use harp_log::DiskError;
+
+/// Exit code of a server that had to stop because its disk failed it.
+pub const EXIT_FATAL: u8 = 70;
+/// Exit code of a server whose disk lost what it promised.
+pub const EXIT_MEDIA_LOSS: u8 = 71;
+/// Exit code for everything else that goes wrong.
+pub const EXIT_FAILURE: u8 = 1;
+/// Exit code for a command line that makes no sense.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Why a command or a server could not go on.
+#[derive(Debug)]
+pub enum HarpError {
+    /// The command line is wrong.
+    Usage {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Asked for something that this version does not do.
+    NotBuilt {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it is refused rather than ignored, or what to do instead.
+        why: &'static str,
+    },
+    /// The operating system refused something.
+    Io {
+        /// What was tried, with the file's or address's name.
+        what: String,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// The configuration file is wrong.
+    Config {
+        /// Which file.
+        file: PathBuf,
+        /// The line, from 1; 0 if the fault is in no one line.
+        line: usize,
+        /// The key, as `section.key`.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Somebody else holds the lock.
+    Locked {
+        /// What is locked.
+        what: PathBuf,
+    },
+    /// A server's directory lost what it promised (rule 4).
+    MediaLoss {
+        /// The directory.
+        dir: PathBuf,
+        /// What is missing or damaged.
+        why: String,
+    },
+    /// The group cannot do as asked.
+    Refused {
+        /// Why.
+        why: String,
+    },
+    /// The disk failed (rule 8).
+    Fatal {
+        /// What failed.
+        why: String,
+    },
+}
+
+impl HarpError {
+    /// An [`HarpError::Io`] saying what was tried.
+    pub fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> HarpError {
+        HarpError::Io { what: what.into(), source: source.into() }
+    }
+
+    /// An [`HarpError::Io`] about a file.
+    pub fn file(what: &str, path: &Path, source: impl Into<std::io::Error>) -> HarpError {
+        HarpError::io(format!("{what} {}", path.display()), source)
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            HarpError::Usage { .. } => EXIT_USAGE,
+            HarpError::Fatal { .. } => EXIT_FATAL,
+            HarpError::MediaLoss { .. } => EXIT_MEDIA_LOSS,
+            HarpError::NotBuilt { .. }
+            | HarpError::Io { .. }
+            | HarpError::Config { .. }
+            | HarpError::Locked { .. }
+            | HarpError::Refused { .. } => EXIT_FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for HarpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HarpError::Usage { why } | HarpError::Refused { why } => write!(f, "{why}"),
+            HarpError::NotBuilt { what, why } => write!(f, "{what}: not built yet; {why}"),
+            HarpError::Io { what, source } => write!(f, "{what}: {source}"),
+            HarpError::Config { file, line: 0, key, why } => {
+                write!(f, "{}: {key}: {why}", file.display())
+            }
+            HarpError::Config { file, line, key, why } => {
+                write!(f, "{}:{line}: {key}: {why}", file.display())
+            }
+            HarpError::Locked { what } => {
+                write!(f, "{} is in use by another process", what.display())
+            }
+            HarpError::MediaLoss { dir, why } => write!(
+                f,
+                "media loss in {}: {why}; empty the directory to let the other servers rebuild it",
+                dir.display()
+            ),
+            HarpError::Fatal { why } => write!(f, "{why}"),
+        }
+    }
+}
+
+impl std::error::Error for HarpError {}
+
+impl From<DiskError> for HarpError {
+    fn from(error: DiskError) -> HarpError {
+        HarpError::Fatal { why: error.to_string() }
+    }
+}

@@ -1,0 +1,344 @@
+//! One server's loop: everything that happens to a node, in one thread.
+//! Owns: the node, its connections, the hand-off to its disk and store threads.
+//! Never: waits for a disk or for a slow reader; allocates per operation once warm.
+//! Invariant: what a turn wants sent or written is on its way before the next event is fed.
+//!
+//! A turn: wait; feed all that is readable to the node, record by record; let it finish the turn;
+//! then carry its wishes out: frames to peers first, since others wait for them, then disk commands
+//! and jobs, then replies.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use harp_log::{DiskCommand, DiskDone, Ring};
+use harp_node::{ConnId, Event, Node, Notice, Output, StoreDone, StoreJob};
+use harp_vr::Nanos;
+
+use crate::admin::{Admins, Answer, Asked, Request, ServerStatus, digest_answer};
+use crate::clients::Clients;
+use crate::clock;
+use crate::control::{self, Packet, ToServer, ToSupervisor};
+use crate::error::HarpError;
+use crate::links::Links;
+use crate::poller::{Interest, Poller, Ready, Source};
+use crate::worker::{Bell, Worker};
+
+/// Messages for the supervisor that wait for room in its socket. Beyond this, remarks are dropped;
+/// nothing else comes in numbers.
+const UNSENT_MAX: usize = 1 << 14;
+
+/// The threads that a node's wishes go to.
+pub struct Workers {
+    /// Rings when any of them has results.
+    pub bell: Bell,
+    /// The log's disk.
+    pub log: Worker<DiskCommand, DiskDone>,
+    /// The store's reads, checkpoints and digests; `None` at a witness.
+    pub store: Option<StoreWorkers>,
+}
+
+/// The threads of a copy's store.
+pub struct StoreWorkers {
+    /// Reads.
+    pub fetch: Worker<StoreJob, StoreDone>,
+    /// Checkpoints and digests.
+    pub checkpoint: Worker<StoreJob, StoreDone>,
+}
+
+/// What a loop is made of.
+pub struct Parts {
+    /// The node, booted.
+    pub node: Node,
+    /// Its record ring.
+    pub ring: Ring,
+    /// Its threads.
+    pub workers: Workers,
+    /// Its links.
+    pub links: Links,
+    /// Its admin socket.
+    pub admins: Admins,
+    /// The socket to the supervisor, if there is one.
+    pub control: Option<OwnedFd>,
+    /// Readable once the process is asked to end.
+    pub signals: OwnedFd,
+    /// What watches all of the above.
+    pub poller: Poller,
+    /// The durability's name, for status.
+    pub durability: &'static str,
+}
+
+/// Why a loop ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A signal, or the supervisor's end.
+    Asked,
+    /// The node must stop (rule 8).
+    Fatal(String),
+}
+
+/// A server's loop.
+pub struct EventLoop {
+    parts: Parts,
+    clients: Clients,
+    out: Output,
+    wake_at: Nanos,
+    unsent: std::collections::VecDeque<ToSupervisor>,
+    disk_done: Vec<DiskDone>,
+    store_done: Vec<StoreDone>,
+    broken: Vec<ConnId>,
+    end: Option<End>,
+}
+
+impl EventLoop {
+    /// A loop that has not turned yet.
+    pub fn new(parts: Parts) -> Result<EventLoop, HarpError> {
+        let poller = &parts.poller;
+        poller.add(&parts.workers.bell, Source::Bell, Interest::READ)?;
+        poller.add(&parts.signals, Source::Signal, Interest::READ)?;
+        if let Some(control) = &parts.control {
+            poller.add(control, Source::Control(0), Interest::READ)?;
+        }
+        Ok(EventLoop {
+            parts,
+            clients: Clients::new(),
+            out: Output::default(),
+            wake_at: Nanos(0),
+            unsent: Default::default(),
+            disk_done: Vec::new(),
+            store_done: Vec::new(),
+            broken: Vec::new(),
+            end: None,
+        })
+    }
+
+    /// Tells the supervisor something; later if its socket is full.
+    pub fn tell(&mut self, message: ToSupervisor) {
+        let message = message.bounded();
+        if self.parts.control.is_none() {
+            return match message {
+                ToSupervisor::Closed { .. } => {}
+                other => eprintln!("{other:?}"),
+            };
+        }
+        let idle = matches!(message, ToSupervisor::Remark { .. });
+        if self.unsent.len() < UNSENT_MAX || !idle {
+            self.unsent.push_back(message);
+        }
+    }
+
+    fn tell_now(&mut self) {
+        let Some(control) = &self.parts.control else { return };
+        let before = self.unsent.len();
+        while let Some(message) = self.unsent.front() {
+            match control::send(control.as_fd(), message, None) {
+                Ok(()) => drop(self.unsent.pop_front()),
+                Err(rustix::io::Errno::AGAIN) => break,
+                // Its end shows when the socket is read.
+                Err(_) => self.unsent.clear(),
+            }
+        }
+        if before > 0 {
+            let interest = Interest { read: true, write: !self.unsent.is_empty() };
+            self.parts.poller.change(control, Source::Control(0), interest);
+        }
+    }
+
+    /// Turns until the process is to end.
+    pub fn run(mut self) -> Result<End, HarpError> {
+        loop {
+            self.turn()?;
+            if let Some(end) = self.end.take() {
+                self.tell_now();
+                return Ok(end);
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), HarpError> {
+        let until = match self.parts.links.deadline() {
+            _ if self.clients.has_backlog() => Nanos(0),
+            Some(deadline) => deadline.min(self.wake_at),
+            None => self.wake_at,
+        };
+        let ready = self.parts.poller.wait(clock::steady(), Some(until))?;
+        for index in 0..ready {
+            let ready = self.parts.poller.event(index);
+            self.on_ready(ready);
+        }
+        self.clients.take_backlog(&mut self.parts.node, &mut self.out, &self.parts.poller);
+        let now = clock::now();
+        self.parts.links.on_time(now.steady, &self.parts.poller);
+        if now.steady >= self.wake_at {
+            self.parts.node.step(now, Event::Tick, &mut self.out);
+        }
+        self.parts.node.finish(clock::now(), &mut self.out);
+        self.carry_out(now.steady);
+        Ok(())
+    }
+
+    fn on_ready(&mut self, ready: Ready) {
+        let Parts { node, links, admins, poller, .. } = &mut self.parts;
+        let out = &mut self.out;
+        match ready.source {
+            Source::Client(conn) => self.clients.on_ready(ready, ConnId(conn), node, out, poller),
+            Source::Peer(index) => {
+                let now = clock::now();
+                links.on_peer(ready, index as usize, now.steady, poller, |from, frame| {
+                    node.step(now, Event::Peer { from, frame }, out);
+                });
+            }
+            Source::Greeting(slot) => {
+                let now = clock::now();
+                links.on_greeting(slot as usize, now.steady, poller, |from, frame| {
+                    node.step(now, Event::Peer { from, frame }, out);
+                });
+            }
+            Source::PeerListener => links.on_listener(clock::steady(), poller),
+            Source::Bell => self.on_bell(),
+            Source::Control(_) => self.on_control(),
+            Source::AdminListener => admins.on_listener(poller),
+            Source::Admin(slot) => {
+                if let Some(asked) = admins.on_ready(ready, slot as usize, poller) {
+                    self.on_asked(asked);
+                }
+            }
+            Source::Signal => self.end = Some(End::Asked),
+            Source::Child(_) | Source::ClientListener => {
+                unreachable!("a server watches neither children nor the clients' address")
+            }
+        }
+    }
+
+    /// Feeds the results of all threads.
+    fn on_bell(&mut self) {
+        let Parts { node, workers, .. } = &mut self.parts;
+        workers.bell.hush();
+        workers.log.take_done(&mut self.disk_done);
+        for done in self.disk_done.drain(..) {
+            node.step(clock::now(), Event::Disk(done), &mut self.out);
+        }
+        let Some(store) = &workers.store else { return };
+        for worker in [&store.fetch, &store.checkpoint] {
+            worker.take_done(&mut self.store_done);
+            for done in self.store_done.drain(..) {
+                node.step(clock::now(), Event::Store(done), &mut self.out);
+            }
+        }
+    }
+
+    fn on_control(&mut self) {
+        loop {
+            let Some(control) = &self.parts.control else { return };
+            match control::receive::<ToServer>(control.as_fd()) {
+                Packet::Message(ToServer::Client { handle, address, port }, Some(socket)) => {
+                    let Parts { node, poller, .. } = &mut self.parts;
+                    let client = (handle, address, port);
+                    self.clients.open(socket, client, node, &mut self.out, poller);
+                }
+                Packet::Message(_, None) | Packet::Garbled => {
+                    let text = "a control message made no sense".into();
+                    self.tell(ToSupervisor::Remark { text });
+                }
+                Packet::Nothing => return,
+                Packet::Closed => {
+                    self.end = Some(End::Asked);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn on_asked(&mut self, Asked { slot, request }: Asked) {
+        let now = clock::now();
+        let Parts { node, admins, poller, durability, .. } = &mut self.parts;
+        let answer = match request {
+            Request::Status => {
+                let status = ServerStatus::new(&node.status(now), durability);
+                Answer::Status(Box::new(status))
+            }
+            Request::Digest(op) => digest_answer(op, &node.status(now)),
+            Request::Verify => {
+                let token = admins.await_barrier(slot);
+                return node.step(now, Event::Verify { token }, &mut self.out);
+            }
+        };
+        admins.answer(slot, &answer, poller);
+    }
+
+    /// Carries the turn's wishes out.
+    fn carry_out(&mut self, now: Nanos) {
+        let Parts { node, ring, workers, links, poller, .. } = &mut self.parts;
+        let out = &mut self.out;
+        links.send(out, ring, now, poller);
+        if !out.disk.is_empty() {
+            workers.log.give(out.disk.drain(..));
+        }
+        if !out.jobs.is_empty() {
+            let store = workers.store.as_ref().expect("only a copy's node has store jobs");
+            let mut slow = out.jobs.extract_if(.., |job| !job.is_fetch()).peekable();
+            if slow.peek().is_some() {
+                store.checkpoint.give(slow);
+            } else {
+                drop(slow);
+            }
+            if !out.jobs.is_empty() {
+                store.fetch.give(out.jobs.drain(..));
+            }
+        }
+        if !out.replies.is_empty() {
+            self.clients.send(out, poller, &mut self.broken);
+        }
+        for (conn, held) in out.hold.drain(..) {
+            self.clients.hold(conn, held, poller);
+        }
+        let mut notices = std::mem::take(&mut out.notices);
+        self.broken.append(&mut out.close);
+        self.wake_at = out.wake_at;
+        out.clear();
+        // From here on the output is the next turn's.
+        for conn in self.broken.drain(..) {
+            self.clients.close_broken(conn, node, out);
+        }
+        notices.drain(..).for_each(|notice| self.on_notice(notice));
+        if self.out.notices.is_empty() {
+            self.out.notices = notices; // keeps its memory
+        }
+        for text in std::mem::take(&mut self.parts.links.remarks) {
+            self.tell(ToSupervisor::Remark { text });
+        }
+        while let Some(handle) = self.clients.closed.pop() {
+            self.tell(ToSupervisor::Closed { handle });
+        }
+        if !self.unsent.is_empty() {
+            self.tell_now();
+        }
+    }
+
+    fn on_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Serving { view } => self.tell(ToSupervisor::Serving { view: view.0 }),
+            Notice::Stopped { view } => {
+                self.tell(ToSupervisor::Stopped { view: view.0 });
+                self.clients.reset_all(&mut self.parts.node, &mut self.out);
+            }
+            Notice::Formed { view, members, primary } => {
+                let (view, members, primary) = (view.0, members.0, primary.0);
+                self.tell(ToSupervisor::Formed { view, members, primary });
+            }
+            Notice::Barrier { token, op } => {
+                self.parts.admins.on_barrier(token, op, &self.parts.poller);
+            }
+            Notice::Digest { op, digest } => {
+                if let Err(why) = digest {
+                    let text = format!("no digest at op {op}: {why}");
+                    self.tell(ToSupervisor::Remark { text });
+                }
+            }
+            Notice::Refusing { why } => self.tell(ToSupervisor::Refusing { why }),
+            Notice::Remark { text } => self.tell(ToSupervisor::Remark { text }),
+            Notice::Fatal { why } => {
+                self.tell(ToSupervisor::Fatal { why: why.clone() });
+                self.end = Some(End::Fatal(why));
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The program: sockets, disks, clocks, signals, processes, the command line.
+//! Owns: everything that touches the operating system.
+//! Never: decides anything about replication or files; that is the node's.
+//! Invariant: what a node asks for is carried out in the order it asked, or the process ends.
+//! Source: DESIGN sections 6, 9 and 10.
+
+pub mod admin;
+pub mod children;
+pub mod cli;
+pub mod clients;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod error;
+pub mod eventloop;
+pub mod front;
+pub mod handshake;
+pub mod http;
+pub mod image;
+pub mod links;
+pub mod logdisk;
+pub mod netbuf;
+pub mod poller;
+pub mod ringmem;
+pub mod server;
+pub mod serverdir;
+pub mod status;
+#[cfg(test)]
+mod testdir;
+pub mod up;
+pub mod verify;
+pub mod worker;

@@ -1,0 +1,86 @@
+//! The record ring's memory: one shared mapping of a memory file.
+//! Owns: the mapping, and all of the crate's unsafe code.
+//! Never: looks at the bytes.
+//! Invariant: page-aligned, never moved or unmapped while the value lives.
+
+use std::ffi::c_void;
+use std::os::fd::OwnedFd;
+
+use harp_log::RingMemory;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::error::HarpError;
+
+/// A block of zeroed memory that other processes could map too, given [`RingMapping::file`].
+pub struct RingMapping {
+    base: *mut c_void,
+    bytes: usize,
+    file: OwnedFd,
+}
+
+// SAFETY: the mapping belongs to no thread; who may touch which bytes is the ring's invariant.
+unsafe impl Send for RingMapping {}
+// SAFETY: as above.
+unsafe impl Sync for RingMapping {}
+
+impl RingMapping {
+    /// Maps `bytes` of new shared memory; a power of two, at least a page.
+    pub fn new(bytes: usize) -> Result<RingMapping, HarpError> {
+        assert!(bytes.is_power_of_two() && bytes >= 4096, "a ring of {bytes} bytes");
+        let what = || format!("map {bytes} bytes of memory for the log");
+        let file = memfd_create("harp-ring", MemfdFlags::CLOEXEC)
+            .map_err(|error| HarpError::io(what(), error))?;
+        ftruncate(&file, bytes as u64).map_err(|error| HarpError::io(what(), error))?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice disturbs no other memory.
+        let base = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, &file, 0) }
+            .map_err(|error| HarpError::io(what(), error))?;
+        Ok(RingMapping { base, bytes, file })
+    }
+
+    /// The memory file behind the mapping.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+}
+
+impl Drop for RingMapping {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `bytes` are what mmap gave; nobody holds a reference any more.
+        unsafe { munmap(self.base, self.bytes) }.expect("a mapping can be unmapped");
+    }
+}
+
+// SAFETY: the mapping is valid for `bytes` until drop, and the memory file is not shared further.
+unsafe impl RingMemory for RingMapping {
+    fn base(&self) -> *mut u8 {
+        self.base.cast()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use harp_log::{LogPos, Ring};
+
+    use super::*;
+
+    #[test]
+    fn a_ring_over_the_mapping_keeps_what_is_written() {
+        let mapping = RingMapping::new(1 << 16).expect("memory");
+        assert_eq!(mapping.base().addr() % 4096, 0);
+        let ring = Ring::new(Arc::new(mapping));
+        // SAFETY: no reader exists yet.
+        unsafe { ring.bytes_mut(LogPos(4096), 5) }.copy_from_slice(b"hello");
+        let reader = ring.clone();
+        let seen = std::thread::spawn(move || reader.bytes(LogPos(4096), 5).to_vec());
+        assert_eq!(seen.join().expect("the reader ends"), b"hello");
+        assert_eq!(ring.bytes(LogPos((1 << 16) + 4096), 5), b"hello");
+    }
+}

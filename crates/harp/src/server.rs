@@ -1,0 +1,162 @@
+//! One server as a process: opens what is its own, boots the node, turns the loop.
+//! Owns: the order in which a server comes up, and its signals.
+//! Never: takes an emptied directory for a first start; it is media loss (rule 4), and says so.
+//! Invariant: one process at a time serves from one directory, by its lock.
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use harp_log::{DiskCommand, LogDisk, Ring, SlotFile};
+use harp_node::{Node, StoreJob, image_state};
+use harp_vr::ServerId;
+use rustix::process::{Resource, Rlimit, Signal};
+
+use crate::admin::Admins;
+use crate::clock;
+use crate::config::{Config, Lock, durability_name};
+use crate::control::ToSupervisor;
+use crate::error::HarpError;
+use crate::eventloop::{End, EventLoop, Parts, StoreWorkers, Workers};
+use crate::handshake::{Identity, PROTOCOL_VERSION};
+use crate::image::{self, Image};
+use crate::links::Links;
+use crate::logdisk::FileLogDisk;
+use crate::poller::Poller;
+use crate::ringmem::RingMapping;
+use crate::serverdir::{self, Contents};
+use crate::worker::{Bell, Worker};
+
+/// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
+pub fn signals() -> Result<OwnedFd, HarpError> {
+    let failed = |error| HarpError::io("watch for signals", error);
+    let (read, write) = UnixStream::pair().map_err(failed)?;
+    read.set_nonblocking(true).map_err(failed)?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        let write = write.try_clone().map_err(failed)?;
+        signal_hook::low_level::pipe::register(signal, write).map_err(failed)?;
+    }
+    Ok(read.into())
+}
+
+/// Lets the process have as many descriptors as it may.
+pub fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Refused: fewer clients, nothing worse.
+    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+}
+
+/// Ties this process's life to its supervisor's; `control` is the descriptor it was given.
+pub fn tie_to_supervisor(control: impl AsFd) -> Result<OwnedFd, HarpError> {
+    // The supervisor may have ended already: then the control socket says so.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| HarpError::io("tie this process to its supervisor", error))?;
+    control
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| HarpError::io("take the control socket", error))
+}
+
+/// Runs the server `me` until it is asked to end.
+pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<(), HarpError> {
+    raise_descriptor_limit();
+    let signals = signals()?;
+    let dir = config.server_dir(me);
+    std::fs::create_dir_all(&dir).map_err(|error| HarpError::file("create", &dir, error))?;
+    let _lock = Lock::take(&dir.join("lock"))?;
+    let mut remarks = Vec::new();
+    match serverdir::contents(&dir)? {
+        Contents::Formatted => {}
+        Contents::Empty | Contents::Unfinished => {
+            serverdir::format(config, me, false)?;
+            remarks.push(format!(
+                "media loss: {} was empty; formatted anew, to be rebuilt from the other servers",
+                dir.display()
+            ));
+        }
+    }
+    let parts = boot(config, me, control, signals)?;
+    let mut turning = EventLoop::new(parts)?;
+    turning.tell(ToSupervisor::Started);
+    for text in remarks {
+        turning.tell(ToSupervisor::Remark { text });
+    }
+    match turning.run()? {
+        End::Asked => Ok(()),
+        End::Fatal(why) => Err(HarpError::Fatal { why }),
+    }
+}
+
+fn boot(
+    config: &Config,
+    me: ServerId,
+    control: Option<OwnedFd>,
+    signals: OwnedFd,
+) -> Result<Parts, HarpError> {
+    let dir = config.server_dir(me);
+    let settings = config.settings(me);
+    let tuning = &config.tuning;
+    let mut disk = FileLogDisk::open(&dir, tuning.segment_bytes, tuning.segments_max)
+        .map_err(|error| HarpError::file("open the log in", &dir, error))?;
+    check_view_file(&dir, &mut disk)?;
+    let ring = Ring::new(Arc::new(RingMapping::new(tuning.ring_bytes as usize)?));
+    let image = match settings.shape.is_copy(me) {
+        true => Some(image::open(&dir.join("store"), &config.id, settings.capacity_blocks)?),
+        false => None,
+    };
+    let state = image.as_ref().map(image_state).transpose();
+    let state = state.map_err(|error| HarpError::Fatal { why: format!("the image: {error}") })?;
+    let node = Node::boot(settings, &mut disk, state, ring.clone(), clock::now())
+        .map_err(|error| HarpError::Fatal { why: format!("boot {me}: {error}") })?;
+    let workers = start_workers(disk, image, &ring)?;
+    let poller = Poller::new()?;
+    let address = config.peers[me.index()];
+    let listener = TcpListener::bind(address)
+        .map_err(|error| HarpError::io(format!("listen for peers on {address}"), error))?;
+    let identity = Identity {
+        group: config.id,
+        key: config.peer_key,
+        me,
+        servers: config.peers.len() as u8,
+        version: PROTOCOL_VERSION,
+    };
+    let links = Links::new(identity, listener, &config.peers, clock::steady(), &poller)?;
+    let admins = Admins::listen(&config.admin_socket(me), &poller)?;
+    let durability = durability_name(config.durability);
+    Ok(Parts { node, ring, workers, links, admins, control, signals, poller, durability })
+}
+
+/// A server without its view file has forgotten what it promised: media loss, never a first start.
+fn check_view_file(dir: &Path, disk: &mut FileLogDisk) -> Result<(), HarpError> {
+    let there = disk.read_slot(SlotFile::View, 0)?.is_some();
+    if there {
+        return Ok(());
+    }
+    Err(HarpError::MediaLoss { dir: dir.to_path_buf(), why: "its view file is missing".into() })
+}
+
+fn start_workers(
+    mut disk: FileLogDisk,
+    image: Option<Image>,
+    ring: &Ring,
+) -> Result<Workers, HarpError> {
+    let bell = Bell::new()?;
+    let of_log = ring.clone();
+    let run = move |command: DiskCommand| command.run(&mut disk, &of_log);
+    let log = Worker::start("harp-log", bell.clone(), run)?;
+    let store = match image {
+        None => None,
+        Some(image) => {
+            let start = |name| {
+                let (image, ring) = (image.clone(), ring.clone());
+                let run = move |job: StoreJob| job.run(&image, &ring);
+                Worker::start(name, bell.clone(), run)
+            };
+            Some(StoreWorkers { fetch: start("harp-fetch")?, checkpoint: start("harp-store")? })
+        }
+    };
+    Ok(Workers { bell, log, store })
+}

@@ -1,0 +1,393 @@
+//! `harp up`: a whole local group, supervised.
+//! Owns: the group's directory and its formatting, the servers' processes, the clients' address.
+//! Never: touches a server's own directory once the group is formatted.
+//! Invariant: servers end when the supervisor ends, however it ends.
+//! Source: DESIGN section 9.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use harp_node::Durability;
+use harp_vr::{Nanos, ServerId, ServerSet, Shape, View};
+use rustix::process::Signal;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::children::{Children, Death, Pauses};
+use crate::clock::{NANOS_PER_MS, steady};
+use crate::config::{Config, FILE_NAME, Lock, Tuning, UNFINISHED_NAME, durability_name};
+use crate::control::{self, Packet, ToSupervisor};
+use crate::error::HarpError;
+use crate::front::Front;
+use crate::http::{self, Http};
+use crate::poller::{Interest, Poller, Source};
+use crate::server::{raise_descriptor_limit, signals};
+use crate::serverdir;
+
+/// Where clients connect unless told otherwise.
+pub const NFS_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2049);
+/// Where operators connect unless told otherwise.
+pub const ADMIN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8049);
+/// Copies unless told otherwise.
+pub const COPIES_DEFAULT: u8 = 2;
+/// Ports for links are drawn from here: below those that the kernel gives to outgoing connections.
+const PEER_PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// How long servers may take to end when asked.
+const STOP_MS: u64 = 10_000;
+/// What the file system may hold at least.
+const CAPACITY_BYTES_MIN: u64 = 1 << 30;
+
+/// What the command line asks for; `None`: what the group has, or the default.
+#[derive(Clone, Debug, Default)]
+pub struct UpOptions {
+    /// The group's directory.
+    pub dir: PathBuf,
+    /// How many servers hold the files.
+    pub copies: Option<u8>,
+    /// Where clients connect.
+    pub nfs: Option<SocketAddr>,
+    /// Where operators connect.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Says something on standard output; nobody listening is no fault.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn random<const BYTES: usize>() -> Result<[u8; BYTES], HarpError> {
+    let mut bytes = [0; BYTES];
+    let got = getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|error| HarpError::io("draw random bytes", error))?;
+    assert_eq!(got, BYTES, "the kernel gives few bytes at once");
+    Ok(bytes)
+}
+
+/// Free ports of the loopback address, one for each server.
+fn free_peer_addresses(count: usize) -> Result<Vec<SocketAddr>, HarpError> {
+    let drawn = u16::from_le_bytes(random()?);
+    let start = PEER_PORTS.start + drawn % PEER_PORTS.len() as u16;
+    let ports = (start..PEER_PORTS.end).chain(PEER_PORTS.start..start);
+    let addresses = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let free: Vec<_> =
+        addresses.filter(|address| TcpListener::bind(address).is_ok()).take(count).collect();
+    if free.len() < count {
+        let why = format!("no {count} free ports between 20000 and 31999 for the servers' links");
+        return Err(HarpError::Refused { why });
+    }
+    Ok(free)
+}
+
+/// What each copy may hold: four fifths of the disk's free space, shared by all copies.
+fn capacity_bytes(dir: &Path, copies: u8) -> Result<u64, HarpError> {
+    let space = rustix::fs::statvfs(dir)
+        .map_err(|error| HarpError::file("look at the free space of", dir, error))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let share = free / 5 * 4 / copies as u64;
+    Ok((share & !0xf_ffff).max(CAPACITY_BYTES_MIN))
+}
+
+/// A new local group's configuration, with fresh identities and keys.
+pub fn new_config(
+    dir: &Path,
+    copies: u8,
+    nfs: SocketAddr,
+    admin: SocketAddr,
+) -> Result<Config, HarpError> {
+    let servers = (Shape { n: copies - 1 }).servers().count();
+    Ok(Config {
+        file: dir.join(FILE_NAME),
+        name: "harp".into(),
+        id: random()?,
+        copies,
+        durability: Durability::Disk,
+        peer_key: random()?,
+        handle_key: random()?,
+        nfs,
+        admin,
+        peers: free_peer_addresses(servers)?,
+        tuning: Tuning { capacity_bytes: capacity_bytes(dir, copies)?, ..Tuning::default() },
+    })
+}
+
+/// Formats a whole new group: all servers first, then the configuration gets its name.
+pub fn format_group(config: &Config) -> Result<(), HarpError> {
+    config.write_unfinished()?;
+    std::thread::scope(|scope| {
+        let formatting: Vec<_> = config
+            .shape()
+            .servers()
+            .map(|server| scope.spawn(move || serverdir::format(config, server, true)))
+            .collect();
+        let ended = formatting.into_iter().map(|thread| thread.join().expect("no panic"));
+        ended.collect::<Vec<_>>().into_iter().collect::<Result<(), HarpError>>()
+    })?;
+    config.publish()
+}
+
+/// Makes way for a new group: removes what an unfinished format left. Errors if there is anything else.
+fn clear_unfinished(dir: &Path) -> Result<(), HarpError> {
+    let unfinished = dir.join(UNFINISHED_NAME).exists();
+    for server in (Shape { n: 2 }).servers() {
+        let path = dir.join(server.to_string());
+        if !path.exists() {
+            continue;
+        }
+        if !unfinished {
+            let why = format!(
+                "{} exists but {} does not: bring it back, or remove the servers' directories",
+                path.display(),
+                dir.join(FILE_NAME).display()
+            );
+            return Err(HarpError::Refused { why });
+        }
+        std::fs::remove_dir_all(&path).map_err(|error| HarpError::file("remove", &path, error))?;
+    }
+    Ok(())
+}
+
+/// Runs a local group until a signal asks for its end.
+pub fn up(options: &UpOptions) -> Result<(), HarpError> {
+    raise_descriptor_limit();
+    let signals = signals()?;
+    let dir = &options.dir;
+    std::fs::create_dir_all(dir).map_err(|error| HarpError::file("create", dir, error))?;
+    let _lock = Lock::take(&dir.join("harp.lock"))?;
+    let file = dir.join(FILE_NAME);
+    let known = if file.exists() { Some(Config::read(&file)?) } else { None };
+    if let (Some(config), Some(copies)) = (&known, options.copies)
+        && config.copies != copies
+    {
+        let why = format!("{} has {} copies, not {copies}", file.display(), config.copies);
+        return Err(HarpError::Refused { why });
+    }
+    let nfs = options.nfs.or(known.as_ref().map(|config| config.nfs)).unwrap_or(NFS_DEFAULT);
+    let admin =
+        options.admin.or(known.as_ref().map(|config| config.admin)).unwrap_or(ADMIN_DEFAULT);
+    let front = Front::listen(nfs)?;
+    let operators = http::bind(admin)?;
+    let admin = operators.local_addr().unwrap_or(admin);
+    let config = match known {
+        Some(config) => Config { nfs: front.address(), admin, ..config },
+        None => {
+            clear_unfinished(dir)?;
+            let copies = options.copies.unwrap_or(COPIES_DEFAULT);
+            let config = new_config(dir, copies, front.address(), admin)?;
+            format_group(&config)?;
+            config
+        }
+    };
+    print_how_to_mount(&config);
+    let operators = Http::new(operators, config.clone())?;
+    Supervisor::new(&config, front, operators)?.run(signals)
+}
+
+fn print_how_to_mount(config: &Config) {
+    let port = config.nfs.port();
+    let host = match config.nfs.ip() {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) if address.is_unspecified() => "[::1]".to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    let (servers, copies) = (config.peers.len(), config.copies);
+    let durability = durability_name(config.durability);
+    let dir = config.dir().display();
+    say(&format!("{servers} servers, {copies} copies, durability {durability}, in {dir}"));
+    say(&format!(
+        "mount with: mount -t nfs -o vers=3,proto=tcp,port={port},mountport={port},nolock {host}:/ /mnt"
+    ));
+    say(&format!("or libnfs:  nfs://{host}/?nfsport={port}&mountport={port}"));
+    say(&format!("status:     harp status --dir {dir}, or http://{}/status", config.admin));
+}
+
+/// The supervisor's loop.
+struct Supervisor {
+    front: Front,
+    children: Children,
+    operators: Http,
+    poller: Poller,
+    ready: bool,
+    formed: View,
+    refusals: Vec<String>,
+    /// Set once all is to end: when the servers' time is up.
+    stop_by: Option<Nanos>,
+}
+
+impl Supervisor {
+    fn new(config: &Config, front: Front, operators: Http) -> Result<Supervisor, HarpError> {
+        let poller = Poller::new()?;
+        front.watch(&poller)?;
+        poller.add(operators.listener(), Source::AdminListener, Interest::READ)?;
+        let program = std::env::current_exe()
+            .map_err(|error| HarpError::io("find this program's file", error))?;
+        let file = config.file.clone();
+        let port = config.nfs.port();
+        let command = move |server: ServerId| {
+            // A program replaced since is still there under this name.
+            let kept = Path::new("/proc/self/exe");
+            let mut command = Command::new(if program.exists() { &program } else { kept });
+            command.arg0("harp").arg("serve").arg("--config").arg(&file);
+            command.arg("--node").arg(server.to_string());
+            command.arg("--nfs-port").arg(port.to_string()).arg("--supervised");
+            // Not in the terminal's group: Ctrl-C is for the supervisor, which asks them to end.
+            command.stdout(Stdio::null()).process_group(0);
+            command
+        };
+        let servers = config.peers.len();
+        Ok(Supervisor {
+            front,
+            children: Children::new(servers, Pauses::default(), steady(), command),
+            operators,
+            poller,
+            ready: false,
+            formed: View::NONE,
+            refusals: vec![String::new(); servers],
+            stop_by: None,
+        })
+    }
+
+    fn run(mut self, signals: std::os::fd::OwnedFd) -> Result<(), HarpError> {
+        self.poller.add(&signals, Source::Signal, Interest::READ)?;
+        loop {
+            let now = steady();
+            match self.stop_by {
+                None => self.start_due(now),
+                Some(_) if !self.children.any_running() => return Ok(()),
+                Some(by) if by <= now => self.children.signal_all(Signal::KILL),
+                Some(_) => {}
+            }
+            let deadlines = match self.stop_by {
+                None => [self.children.deadline(), self.front.deadline()],
+                Some(by) if by > now => [Some(by), None],
+                Some(_) => [None, None],
+            };
+            let until = deadlines.into_iter().flatten().min();
+            for index in 0..self.poller.wait(now, until)? {
+                match self.poller.event(index).source {
+                    Source::Signal => self.on_signal(&signals),
+                    Source::Child(server) => self.on_child(ServerId(server as u8)),
+                    Source::Control(server) => self.on_control(ServerId(server as u8)),
+                    Source::AdminListener => self.operators.on_listener(),
+                    Source::ClientListener => {}
+                    other => unreachable!("a supervisor does not watch {other:?}"),
+                }
+            }
+            if self.stop_by.is_none() {
+                self.accept();
+            }
+        }
+    }
+
+    fn start_due(&mut self, now: Nanos) {
+        for (server, outcome) in self.children.start_due(now, &self.poller) {
+            match outcome {
+                Ok(pid) => say(&format!("server {server} started, pid {pid}")),
+                Err(error) => say(&format!("{error}")),
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let control = self.front.serving().and_then(|(server, _)| self.children.control(server));
+        self.front.accept(control, steady(), &self.poller);
+    }
+
+    /// The first signal asks the servers to end, the second ends them.
+    fn on_signal(&mut self, signals: &std::os::fd::OwnedFd) {
+        let mut bytes = [0; 16];
+        // How many there were does not matter.
+        let _ = rustix::io::read(signals, &mut bytes);
+        if self.stop_by.is_some() {
+            self.stop_by = Some(steady());
+            return;
+        }
+        say("stopping");
+        self.stop_by = Some(steady().plus(STOP_MS * NANOS_PER_MS));
+        self.children.signal_all(Signal::TERM);
+        // A stopped process hears nothing before it goes on.
+        self.children.signal_all(Signal::CONT);
+    }
+
+    fn on_child(&mut self, server: ServerId) {
+        // Its last words first.
+        self.on_control(server);
+        let Some(Death { status, pause, .. }) = self.children.reap(server, steady()) else {
+            return;
+        };
+        let served = self.front.on_gone(server, &self.poller);
+        if self.stop_by.is_some() {
+            return;
+        }
+        let seconds = pause / (1000 * NANOS_PER_MS);
+        say(&format!("server {server} died ({status}); starting it again in {seconds} s"));
+        if served {
+            say("clients wait: no server serves");
+        }
+    }
+
+    fn on_control(&mut self, server: ServerId) {
+        loop {
+            let Some(control) = self.children.control(server) else { return };
+            match control::receive::<ToSupervisor>(control) {
+                Packet::Message(message, _) => self.on_message(server, message),
+                Packet::Garbled => say(&format!("server {server} said what makes no sense")),
+                Packet::Nothing => return,
+                // The process's end is what counts.
+                Packet::Closed => return self.children.ignore_control(server, &self.poller),
+            }
+        }
+    }
+
+    fn on_message(&mut self, server: ServerId, message: ToSupervisor) {
+        match message {
+            ToSupervisor::Started => say(&format!("server {server} takes part")),
+            ToSupervisor::Serving { view } => self.on_serving(server, View(view)),
+            ToSupervisor::Stopped { view } => {
+                if self.front.on_stopped(server, View(view), &self.poller) {
+                    say(&format!("server {server} serves no more; clients wait"));
+                }
+            }
+            ToSupervisor::Formed { view, members, primary } if View(view) > self.formed => {
+                self.formed = View(view);
+                self.refusals.iter_mut().for_each(String::clear);
+                let members: Vec<String> =
+                    ServerSet(members).iter().map(|member| member.to_string()).collect();
+                let (view, primary) = (View(view), ServerId(primary));
+                say(&format!(
+                    "view {view} formed: members {}, primary {primary}",
+                    members.join(", ")
+                ));
+            }
+            ToSupervisor::Formed { .. } => {}
+            ToSupervisor::Closed { handle } => {
+                self.front.on_closed(server, handle, &self.poller);
+            }
+            ToSupervisor::Refusing { why } => {
+                let last = &mut self.refusals[server.index()];
+                if *last != why {
+                    say(&format!("server {server} forms no view: {why}"));
+                    *last = why;
+                }
+            }
+            ToSupervisor::Remark { text } => say(&format!("server {server}: {text}")),
+            ToSupervisor::Fatal { why } => say(&format!("server {server} must stop: {why}")),
+        }
+    }
+
+    fn on_serving(&mut self, server: ServerId, view: View) {
+        if !self.front.on_serving(server, view, &self.poller) {
+            return;
+        }
+        self.accept();
+        if self.ready {
+            say(&format!("serving: server {server} is primary in view {view}"));
+        } else {
+            self.ready = true;
+            say("ready");
+        }
+    }
+}

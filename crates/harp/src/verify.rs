@@ -1,0 +1,166 @@
+//! `harp verify`: all copies compared at the same op.
+//! Owns: the waiting, the asking, the comparison.
+//! Never: calls copies equal that were not all asked.
+//! Invariant: equal means that every designated copy gave the same digest at one barrier's op.
+//! Source: DESIGN section 9.
+
+use std::time::{Duration, Instant};
+
+use harp_vr::ServerId;
+
+use crate::admin::{Answer, Request, ask};
+use crate::config::Config;
+use crate::error::HarpError;
+use crate::status::{GroupStatus, PATIENCE, gather};
+
+/// How long all copies may take to be members of the view.
+const PRESENCE: Duration = Duration::from_secs(60);
+/// How long a barrier may take to commit before another one is tried.
+const BARRIER: Duration = Duration::from_secs(10);
+/// How long the copies may take to checkpoint and digest: they read all that they hold.
+const DIGESTS: Duration = Duration::from_secs(600);
+/// How long a view may have lost the barrier before it is asked for again.
+const ATTEMPTS: usize = 5;
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What was compared, and found equal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The barrier's op.
+    pub op: u64,
+    /// Every copy's digest there, in hexadecimal digits.
+    pub digest: String,
+}
+
+fn refused(why: impl Into<String>) -> HarpError {
+    HarpError::Refused { why: why.into() }
+}
+
+/// Why not all copies are present; `Ok`: they are, and this server is the primary.
+fn primary_of_all_copies(group: &GroupStatus) -> Result<ServerId, String> {
+    let copies = || group.nodes.iter().filter(|node| node.designated != "witness");
+    if let Some(absent) = copies().find(|node| !matches!(node.role, "primary" | "backup")) {
+        return Err(format!("copy {} is {} ({})", absent.name, absent.role, absent.state));
+    }
+    match copies().position(|node| node.role == "primary" && node.serving) {
+        Some(index) => Ok(ServerId(index as u8)),
+        None => Err("no primary serves".into()),
+    }
+}
+
+/// Waits for all copies, up to a minute; returns the primary.
+fn await_copies(config: &Config) -> Result<ServerId, HarpError> {
+    let until = Instant::now() + PRESENCE;
+    loop {
+        let document = gather(config);
+        match primary_of_all_copies(&document.groups[0]) {
+            Ok(primary) => return Ok(primary),
+            Err(why) if Instant::now() >= until => {
+                return Err(refused(format!("not all copies can be compared: {why}")));
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// What became of one copy's digest.
+enum Seen {
+    Digest(String),
+    /// The copy left or the barrier was lost: another one is needed.
+    Lost(String),
+}
+
+fn await_digest(
+    config: &Config,
+    copy: ServerId,
+    op: u64,
+    until: Instant,
+) -> Result<Seen, HarpError> {
+    let mut silent = 0;
+    loop {
+        match ask(&config.admin_socket(copy), Request::Digest(op), PATIENCE) {
+            Ok(Answer::Digest(Ok(digest))) => return Ok(Seen::Digest(digest)),
+            Ok(Answer::Digest(Err(why))) => {
+                return Err(refused(format!("copy {copy} is damaged at op {op}: {why}")));
+            }
+            Ok(Answer::Pending) => silent = 0,
+            Ok(other) => return Err(refused(format!("copy {copy} answered {other:?}"))),
+            Err(error) if silent >= 10 => return Ok(Seen::Lost(format!("copy {copy}: {error}"))),
+            Err(_) => silent += 1,
+        }
+        if Instant::now() >= until {
+            return Ok(Seen::Lost(format!("copy {copy} gave no digest at op {op}")));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Compares all copies. Errors: fewer copies, no view, damage, a difference.
+pub fn verify(config: &Config) -> Result<Verified, HarpError> {
+    let until = Instant::now() + DIGESTS;
+    let mut lost = String::from("no barrier was logged");
+    for _ in 0..ATTEMPTS {
+        let primary = await_copies(config)?;
+        let op = match ask(&config.admin_socket(primary), Request::Verify, BARRIER) {
+            Ok(Answer::Barrier(Some(op))) => op,
+            Ok(_) => continue,
+            Err(error) => {
+                lost = format!("server {primary} logged no barrier: {error}");
+                continue;
+            }
+        };
+        match compare(config, op, until)? {
+            Ok(verified) => return Ok(verified),
+            Err(why) => lost = why,
+        }
+    }
+    Err(refused(format!("the copies could not be compared: {lost}")))
+}
+
+/// Compares all copies at `op`; the inner error says why that barrier led to nothing.
+fn compare(
+    config: &Config,
+    op: u64,
+    until: Instant,
+) -> Result<Result<Verified, String>, HarpError> {
+    let mut first: Option<(ServerId, String)> = None;
+    for copy in config.shape().copies() {
+        let digest = match await_digest(config, copy, op, until)? {
+            Seen::Digest(digest) => digest,
+            Seen::Lost(why) => return Ok(Err(why)),
+        };
+        match &first {
+            None => first = Some((copy, digest)),
+            Some((_, other)) if *other == digest => {}
+            Some((other, theirs)) => {
+                return Err(refused(format!(
+                    "copies {other} and {copy} differ at op {op}: {theirs} and {digest}"
+                )));
+            }
+        }
+    }
+    let (_, digest) = first.expect("a group has copies");
+    Ok(Ok(Verified { op, digest }))
+}
+
+#[cfg(test)]
+mod tests {
+    use harp_vr::Shape;
+
+    use super::*;
+    use crate::status::merge;
+
+    #[test]
+    fn without_answers_no_copy_is_present() {
+        let group = merge("g", Shape { n: 1 }, "disk", &[None, None, None]);
+        let why = primary_of_all_copies(&group).expect_err("nobody is there");
+        assert_eq!(why, "copy a is down (down)");
+        let mut group = group;
+        group.nodes[0].role = "backup";
+        group.nodes[1].role = "primary";
+        assert_eq!(primary_of_all_copies(&group), Err("no primary serves".into()));
+        group.nodes[1].serving = true;
+        assert_eq!(primary_of_all_copies(&group), Ok(ServerId(1)));
+    }
+}
