@@ -1,0 +1,189 @@
+//! The one place that knows the node's interface: formatting, booting, looking inside.
+//! Owns: the translation between the world's words and the node's.
+//! Never: changes a node but through its events.
+
+use harp_node::log::{Ring, SlotFile};
+use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
+use harp_node::vr::{Durable, Envelope, Nanos, ServerId, View};
+use harp_node::{ImageState, Node, Now, StoreDone, StoreJob, image_state};
+
+use crate::clock::Clock;
+use crate::disk::SimLogDisk;
+use crate::observer::CommittedRecord;
+use crate::profile::Profile;
+use crate::properties::Pulse;
+use crate::rng::Rng;
+
+/// Blocks that a simulated store's disk grows by, and may have.
+const GROW_BLOCKS: u64 = 256;
+const STORE_BLOCKS_MAX: u64 = 1 << 16;
+
+/// The kind of records that answer a client's request; its transaction id lies there in the body.
+const OPERATION: u8 = 1;
+const XID_AT: usize = 16;
+
+/// Why a server did not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoStart {
+    /// Its disk counts as lost: it must be formatted as an emptied server.
+    MediaLost(String),
+}
+
+/// A copy's durable store; it outlives the processes that open it.
+#[derive(Debug)]
+pub struct StoreHost {
+    engine: MemEngine,
+    disk: MemDisk,
+    /// Blows in the middle of a job when the process dies there.
+    pub fuse: Fuse,
+}
+
+/// A store as a process has it open.
+pub type OpenStore = Store<MemEngine, MemDisk>;
+
+impl StoreHost {
+    /// An empty store disk.
+    pub fn new() -> StoreHost {
+        let fuse = Fuse::new();
+        let engine = MemEngine::with_fuse(fuse.clone());
+        let disk = MemDisk::with_fuse(STORE_BLOCKS_MAX, fuse.clone());
+        StoreHost { engine, disk, fuse }
+    }
+
+    fn limits() -> Limits {
+        Limits { grow_blocks: GROW_BLOCKS, blocks_max: STORE_BLOCKS_MAX, ..Limits::default() }
+    }
+
+    /// Loses power: unsynced sectors are old or new, as `rng` says.
+    pub fn power_cut(&self, rng: &mut Rng) {
+        self.disk.crash(&mut |_, _| rng.chance(500));
+    }
+
+    /// Blocks that the disk owns.
+    pub fn blocks(&self) -> u64 {
+        self.disk.blocks()
+    }
+}
+
+impl Default for StoreHost {
+    fn default() -> StoreHost {
+        StoreHost::new()
+    }
+}
+
+/// Formats one server's disks. `first`: with the whole group; otherwise as an emptied server.
+pub fn format(
+    profile: &Profile,
+    server: ServerId,
+    disk_id: u64,
+    first: bool,
+    disk: &mut SimLogDisk,
+    store: Option<&StoreHost>,
+) {
+    let settings = profile.settings(server);
+    if let Some(store) = store {
+        harp_node::format_image(&store.engine, &store.disk, &settings.group, first)
+            .expect("a memory engine takes a format");
+    }
+    Node::format(&settings, disk_id, first, disk).expect("an empty disk takes a format");
+}
+
+/// A process just started.
+pub struct Booted {
+    /// The server's logic.
+    pub node: Node,
+    /// Its store, if it is a copy.
+    pub store: Option<OpenStore>,
+}
+
+/// Starts a server's process from its disks.
+pub fn boot(
+    profile: &Profile,
+    server: ServerId,
+    disk: &mut SimLogDisk,
+    host: Option<&StoreHost>,
+    ring: Ring,
+    now: Now,
+) -> Result<Booted, NoStart> {
+    let lost = |what: &dyn std::fmt::Display| NoStart::MediaLost(what.to_string());
+    let store = match host {
+        Some(host) => {
+            host.fuse.reset();
+            let opened =
+                OpenStore::open(host.engine.clone(), host.disk.clone(), StoreHost::limits());
+            Some(opened.map_err(|error| lost(&error))?.store)
+        }
+        None => None,
+    };
+    let image: Option<ImageState> = match &store {
+        Some(store) => Some(image_state(store).map_err(|error| lost(&error))?),
+        None => None,
+    };
+    let booted = Node::boot(profile.settings(server), disk, image, ring, now);
+    let node = booted.map_err(|error| lost(&error))?;
+    Ok(Booted { node, store })
+}
+
+/// Carries a store job out.
+pub fn run_job(job: StoreJob, store: &OpenStore, ring: &Ring) -> StoreDone {
+    job.run(store, ring)
+}
+
+/// What the view file on this disk says.
+pub fn view_file(disk: &SimLogDisk) -> Option<Durable> {
+    let slots = [disk.slot(SlotFile::View, 0), disk.slot(SlotFile::View, 1)];
+    Durable::newest(slots).map(|(durable, _)| durable)
+}
+
+/// What a slot of the view file says.
+pub fn view_slot(bytes: &[u8]) -> Option<Durable> {
+    Durable::decode(bytes).ok().map(|(durable, _)| durable)
+}
+
+/// What a frame says, without the records attached to it.
+pub fn envelope(frame: &[u8]) -> Envelope {
+    let (envelope, _) = Envelope::decode(frame).expect("a node sends what it can read");
+    envelope
+}
+
+/// What the world sees of a node at `at`.
+pub fn pulse(node: &Node, clock: &Clock, at: u64, life: u32) -> Pulse {
+    let now = clock.read(at);
+    let status = node.status(now);
+    let lease_until = match status.lease_left {
+        0 => 0,
+        left => clock.when(Nanos(now.steady.0 + left), at),
+    };
+    Pulse {
+        server: status.me,
+        life,
+        at,
+        copy: matches!(status.role, "primary" | "backup" | "learner"),
+        primary: status.role == "primary",
+        learner: status.role == "learner",
+        serving: status.serving,
+        promised: status.promised,
+        formed: status.formed,
+        members: status.members,
+        fp: status.fp,
+        log_end: node.log().current().end(),
+        complete: node.log().current().tag() == Some(status.formed.0),
+        cp: status.cp,
+        ap: status.ap,
+        lb: status.lb,
+        glb: status.glb,
+        lease_until,
+    }
+}
+
+/// The record of `op`, if the node's log has it in memory.
+pub fn committed(node: &Node, op: u64) -> Option<CommittedRecord> {
+    let record = node.log().record(op)?;
+    let xid = match record.header.kind {
+        OPERATION => record.body.get(XID_AT..XID_AT + 4),
+        _ => None,
+    };
+    let xid = xid.map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
+    let view = View(record.header.view);
+    Some(CommittedRecord { op, crc: record.header.crc, view, xid })
+}

@@ -1,0 +1,248 @@
+//! harp-sim: runs simulated worlds by seed, and hunts planted bugs.
+//! Owns: the command line, the threads over seeds, and the one line that replays a failure.
+//! Never: lets anything but the command line into a world.
+
+use std::cell::Cell;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use harp_node::vr::Planted;
+use harp_sim::{Report, Wish, run};
+
+const USAGE: &str = "\
+harp-sim --seed S [--ops N] [--n 1|2] [--planted NAME] [--trace]   one world
+harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a seed, B excluded
+harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
+harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
+
+N defaults to 5000, the group to n = 1, seeds of a hunt to 0..2000, threads (--threads T) to 2.";
+
+#[derive(Clone, Debug)]
+struct Orders {
+    seed: Option<u64>,
+    seeds: Option<(u64, u64)>,
+    ops: u64,
+    n: u8,
+    planted: Option<Planted>,
+    hunt: Vec<Planted>,
+    trace: bool,
+    threads: u64,
+}
+
+fn main() -> ExitCode {
+    let orders = match read_orders() {
+        Ok(Some(orders)) => orders,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("harp-sim: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    install_hook();
+    match (&orders.hunt[..], orders.seed, orders.seeds) {
+        ([], Some(seed), _) => one(&orders, seed),
+        ([], None, Some(seeds)) => many(&orders, seeds),
+        (hunt, None, seeds) if !hunt.is_empty() => hunt_all(&orders, seeds.unwrap_or((0, 2000))),
+        _ => {
+            eprintln!("harp-sim: say --seed, --seeds or --hunt; --help tells more");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut orders = Orders {
+        seed: None,
+        seeds: None,
+        ops: 5000,
+        n: 1,
+        planted: None,
+        hunt: Vec::new(),
+        trace: false,
+        threads: 2,
+    };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("seed") => orders.seed = Some(parser.value()?.parse()?),
+            Long("seeds") => orders.seeds = Some(parser.value()?.parse_with(range)?),
+            Long("ops") => orders.ops = parser.value()?.parse()?,
+            Long("n") => orders.n = parser.value()?.parse_with(shape)?,
+            Long("planted") => orders.planted = Some(parser.value()?.parse_with(planted)?),
+            Long("hunt") => orders.hunt = vec![parser.value()?.parse_with(planted)?],
+            Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
+            Long("trace") => orders.trace = true,
+            Long("threads") => orders.threads = parser.value()?.parse::<u64>()?.clamp(1, 64),
+            Long("help") | Short('h') => return Ok(None),
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    Ok(Some(orders))
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let numbers = text.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    numbers.filter(|(a, b)| a < b).ok_or(format!("'{text}' is no range like 0..2000"))
+}
+
+fn shape(text: &str) -> Result<u8, String> {
+    text.parse().ok().filter(|n| (1..=2).contains(n)).ok_or(format!("n is 1 or 2, not '{text}'"))
+}
+
+fn planted(text: &str) -> Result<Planted, String> {
+    let names: Vec<_> = Planted::ALL.iter().map(|(_, name)| *name).collect();
+    Planted::named(text).ok_or(format!("no planted bug '{text}'; there are {}", names.join(", ")))
+}
+
+fn name_of(bug: Planted) -> &'static str {
+    Planted::ALL.iter().find(|(b, _)| *b == bug).map_or("unnamed", |(_, name)| name)
+}
+
+/// The line that runs this world again.
+fn replay(wish: Wish) -> String {
+    let Wish { seed, n, ops, planted } = wish;
+    let planted = planted.map_or(String::new(), |bug| format!(" --planted {}", name_of(bug)));
+    format!("cargo run --release -p harp-sim -- --seed {seed} --ops {ops} --n {n}{planted} --trace")
+}
+
+thread_local! {
+    /// The world that this thread runs.
+    static RUNNING: Cell<Option<Wish>> = const { Cell::new(None) };
+}
+
+/// An assert that fires in a node is a finding: it is printed like one, with its replay line.
+fn install_hook() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        eprintln!("FAILED an assert: {panic}\n{backtrace}");
+        if let Some(wish) = RUNNING.get() {
+            eprintln!("replay: {}", replay(wish));
+        }
+        std::process::exit(1);
+    }));
+}
+
+/// Runs one world; a failure is printed.
+fn run_one(wish: Wish, trace: bool) -> Option<Report> {
+    RUNNING.set(Some(wish));
+    let outcome = run(wish, trace);
+    RUNNING.set(None);
+    match outcome {
+        Ok(report) => Some(report),
+        Err(violation) => {
+            eprintln!("FAILED property {violation}\nreplay: {}", replay(wish));
+            None
+        }
+    }
+}
+
+fn wish(orders: &Orders, seed: u64) -> Wish {
+    Wish { seed, n: orders.n, ops: orders.ops, planted: orders.planted }
+}
+
+fn one(orders: &Orders, seed: u64) -> ExitCode {
+    let begin = Instant::now();
+    let Some(report) = run_one(wish(orders, seed), orders.trace) else {
+        return ExitCode::FAILURE;
+    };
+    let Report { trace, answered, committed, views, faults, events, virtual_nanos } = report;
+    let seconds = begin.elapsed().as_secs_f64();
+    println!(
+        "seed {seed}: {answered} answered, {committed} committed, {views} views, {faults} faults, \
+         {events} events in {:.3} virtual seconds, {:.0} operations a second, trace {trace:016x}",
+        virtual_nanos as f64 / 1e9,
+        answered as f64 / seconds
+    );
+    ExitCode::SUCCESS
+}
+
+/// Hands out the seeds of a range to threads until one of them says stop.
+fn over_seeds(orders: &Orders, seeds: (u64, u64), work: impl Fn(u64) -> bool + Sync) {
+    let (next, stop) = (AtomicU64::new(seeds.0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..orders.threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.1 {
+                        break;
+                    }
+                    if !work(seed) {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn many(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
+    let begin = Instant::now();
+    let totals = Mutex::new((0u64, 0u64, 0u64, 0u64));
+    let failed = AtomicBool::new(false);
+    over_seeds(orders, seeds, |seed| {
+        let Some(report) = run_one(wish(orders, seed), false) else {
+            failed.store(true, Ordering::Relaxed);
+            return false;
+        };
+        let mut totals = totals.lock().expect("no holder panics");
+        totals.0 += report.answered;
+        totals.1 += report.committed;
+        totals.2 += report.views;
+        totals.3 += report.faults as u64;
+        true
+    });
+    let (answered, committed, views, faults) = *totals.lock().expect("no holder panics");
+    let seconds = begin.elapsed().as_secs_f64();
+    println!(
+        "seeds {}..{}: {answered} answered, {committed} committed, {views} views, {faults} faults; \
+         {:.0} operations a second over {} threads",
+        seeds.0,
+        seeds.1,
+        answered as f64 / seconds,
+        orders.threads
+    );
+    if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Each world of a hunt is a process of its own, so that an assert that fires ends that world only.
+fn finds(orders: &Orders, bug: Planted, seed: u64) -> bool {
+    let program = std::env::current_exe().expect("a running program has a path");
+    let mut command = Command::new(program);
+    command.args(["--seed", &seed.to_string(), "--ops", &orders.ops.to_string()]);
+    command.args(["--n", &orders.n.to_string(), "--planted", name_of(bug)]);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    !status.expect("the program that runs can be run").success()
+}
+
+fn hunt_all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
+    let mut missed = 0;
+    for bug in &orders.hunt {
+        let found = AtomicU64::new(u64::MAX);
+        over_seeds(orders, seeds, |seed| {
+            let hit = finds(orders, *bug, seed);
+            if hit {
+                found.fetch_min(seed, Ordering::Relaxed);
+            }
+            !hit
+        });
+        match found.into_inner() {
+            u64::MAX => {
+                missed += 1;
+                println!("{}: not found in seeds {}..{}", name_of(*bug), seeds.0, seeds.1);
+            }
+            seed => {
+                let wish = Wish { planted: Some(*bug), ..wish(orders, seed) };
+                let count = seed - seeds.0 + 1;
+                println!("{}: found after {count} seeds; {}", name_of(*bug), replay(wish));
+            }
+        }
+    }
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

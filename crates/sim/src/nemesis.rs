@@ -1,0 +1,413 @@
+//! The nemesis: what fails when, within what the design promises to ride out.
+//! Owns: the classes of faults, the faults that last, and the judgement whether more can be borne.
+//! Never: takes a log or a disk whose loss the group could not survive.
+//! Source: the fault classes of the project's tests; DESIGN section 5.
+
+use harp_node::log::SlotFile;
+use harp_node::vr::{ServerId, ServerSet, View};
+
+use crate::disk::Failing;
+use crate::glue;
+use crate::power::LogLoss;
+use crate::profile::{MILLI, SECOND};
+use crate::properties::Verdict;
+use crate::queue::Due;
+use crate::rng::Rng;
+use crate::world::{World, note};
+
+/// A class of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Fault {
+    /// The servers fall into two sides.
+    Partition,
+    /// One way between two servers is cut.
+    OneWay,
+    /// Two sides that only one server reaches both of.
+    Bridge,
+    /// One server is cut off.
+    Isolate,
+    /// One way between two servers stands still for a while.
+    Stall,
+    /// A process dies and starts again.
+    Crash,
+    /// A process dies in the middle of letting a turn's outputs go.
+    CrashInTurn,
+    /// A process is stopped for up to ten leases.
+    Pause,
+    /// A process is stopped after computing, before letting go.
+    PauseInTurn,
+    /// A server computes slowly.
+    SlowServer,
+    /// A server's disk is slow.
+    SlowDisk,
+    /// A machine loses power.
+    Power,
+    /// All machines lose power.
+    GroupPower,
+    /// A write or sync of the log, or of a small file, fails.
+    DiskFailure,
+    /// A log is lost, its server's view file is kept.
+    LogLoss,
+    /// A disk is lost.
+    MediaLoss,
+    /// A clock's rate changes within the bound.
+    ClockRate,
+    /// A wall clock jumps.
+    WallClock,
+}
+
+const ALL: [Fault; 18] = [
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Bridge,
+    Fault::Isolate,
+    Fault::Stall,
+    Fault::Crash,
+    Fault::CrashInTurn,
+    Fault::Pause,
+    Fault::PauseInTurn,
+    Fault::SlowServer,
+    Fault::SlowDisk,
+    Fault::Power,
+    Fault::GroupPower,
+    Fault::DiskFailure,
+    Fault::LogLoss,
+    Fault::MediaLoss,
+    Fault::ClockRate,
+    Fault::WallClock,
+];
+
+/// The classes of faults that a world knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultSet(u32);
+
+impl FaultSet {
+    /// No faults.
+    pub const NONE: FaultSet = FaultSet(0);
+
+    /// Each class is in with a fair chance; a set is never empty.
+    pub fn draw(rng: &mut Rng) -> FaultSet {
+        let each = *rng.pick(&[150, 400, 700]);
+        let mut set = 0;
+        for fault in ALL {
+            set |= (rng.chance(each) as u32) << fault as u32;
+        }
+        set |= 1 << *rng.pick(&ALL) as u32;
+        FaultSet(set)
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it has this one.
+    pub fn contains(self, fault: Fault) -> bool {
+        self.0 & (1 << fault as u32) != 0
+    }
+
+    fn pick(self, rng: &mut Rng) -> Fault {
+        loop {
+            let fault = *rng.pick(&ALL);
+            if self.contains(fault) {
+                return fault;
+            }
+        }
+    }
+}
+
+/// A fault that ends by itself.
+#[derive(Clone, Copy, Debug)]
+enum Lasting {
+    Parted(ServerSet, ServerSet),
+    OneWay(ServerId, ServerId),
+    SlowServer(ServerId),
+    SlowDisk(ServerId),
+}
+
+/// What the nemesis keeps.
+#[derive(Debug)]
+pub struct Nemesis {
+    rng: Rng,
+    lasting: Vec<Option<Lasting>>,
+    /// Faults that struck, by class.
+    pub struck: [u32; ALL.len()],
+}
+
+impl Nemesis {
+    /// A nemesis with its own stream.
+    pub fn new(rng: Rng) -> Nemesis {
+        Nemesis { rng, lasting: Vec::new(), struck: [0; ALL.len()] }
+    }
+}
+
+impl World {
+    /// The next fault strikes, and the one after it is planned.
+    pub(crate) fn strike(&mut self) -> Verdict {
+        if self.calm {
+            return Ok(());
+        }
+        let rng = &mut self.nemesis.rng;
+        let fault = self.profile.faults.pick(rng);
+        let server = ServerId(rng.below(self.hosts.len() as u64) as u8);
+        let gap = rng.wait(self.profile.fault_gap);
+        self.queue.put(self.now + gap + MILLI / 10, Due::Strike);
+        self.nemesis.struck[fault as usize] += 1;
+        self.trace.add(fault as u64);
+        note!(self, "fault: {fault:?} {server}");
+        match fault {
+            Fault::Partition | Fault::OneWay | Fault::Bridge | Fault::Isolate | Fault::Stall => {
+                self.strike_network(fault, server);
+            }
+            Fault::Crash | Fault::CrashInTurn | Fault::Power | Fault::GroupPower => {
+                self.strike_process(fault, server);
+            }
+            Fault::Pause | Fault::PauseInTurn | Fault::SlowServer | Fault::SlowDisk => {
+                self.strike_speed(fault, server);
+            }
+            Fault::DiskFailure => self.fail_disk(server),
+            Fault::LogLoss => self.strike_log(server),
+            Fault::MediaLoss => self.strike_media(server),
+            Fault::ClockRate | Fault::WallClock => self.strike_clock(fault, server),
+        }
+        Ok(())
+    }
+
+    fn last(&mut self, lasting: Lasting) {
+        let slot = self.nemesis.lasting.len() as u32;
+        self.nemesis.lasting.push(Some(lasting));
+        let mean = *self.nemesis.rng.pick(&[3, 15, 60]) * MILLI;
+        let time = self.nemesis.rng.wait(mean);
+        self.queue.put(self.now + time, Due::Mend { slot });
+    }
+
+    /// A lasting fault ends.
+    pub(crate) fn mend(&mut self, slot: u32) {
+        let Some(lasting) = self.nemesis.lasting[slot as usize].take() else { return };
+        note!(self, "mended: {lasting:?}");
+        match lasting {
+            Lasting::Parted(one, other) => self.network.part(one, other, false),
+            Lasting::OneWay(from, to) => self.network.cut(from, to, false),
+            Lasting::SlowServer(server) => self.hosts[server.index()].turn_slowness = 1,
+            Lasting::SlowDisk(server) => self.hosts[server.index()].disk_slowness = 1,
+        }
+    }
+
+    fn all_servers(&self) -> ServerSet {
+        self.profile.shape.servers().collect()
+    }
+
+    fn part(&mut self, one: ServerSet, other: ServerSet) {
+        self.network.part(one, other, true);
+        self.last(Lasting::Parted(one, other));
+    }
+
+    fn strike_network(&mut self, fault: Fault, server: ServerId) {
+        let all = self.all_servers();
+        let count = all.len() as u64;
+        let other =
+            ServerId(((server.0 as u64 + 1 + self.nemesis.rng.below(count - 1)) % count) as u8);
+        match fault {
+            Fault::Partition => {
+                let side = ServerSet(self.nemesis.rng.between(1, (1 << count) - 2) as u8);
+                self.part(side, ServerSet(all.0 & !side.0));
+            }
+            Fault::Bridge => {
+                let mut rest = all;
+                rest.remove(server);
+                let side = ServerSet(self.nemesis.rng.below(1 << count) as u8 & rest.0);
+                self.part(side, ServerSet(rest.0 & !side.0));
+            }
+            Fault::Isolate => {
+                let one = ServerSet(1 << server.0);
+                self.part(one, ServerSet(all.0 & !one.0));
+            }
+            Fault::OneWay => {
+                self.network.cut(server, other, true);
+                self.last(Lasting::OneWay(server, other));
+            }
+            _ => {
+                let time = self.nemesis.rng.wait(20 * MILLI);
+                self.network.stall(server, other, self.now + time);
+            }
+        }
+    }
+
+    fn strike_process(&mut self, fault: Fault, server: ServerId) {
+        match fault {
+            Fault::GroupPower => {
+                for server in self.all_servers().iter() {
+                    self.crash(server, true);
+                    self.restart_later(server);
+                }
+            }
+            Fault::CrashInTurn => {
+                if let Some(process) = &mut self.hosts[server.index()].process {
+                    process.dies_next_turn = true;
+                }
+            }
+            _ => {
+                self.crash(server, fault == Fault::Power);
+                self.restart_later(server);
+            }
+        }
+    }
+
+    fn strike_speed(&mut self, fault: Fault, server: ServerId) {
+        let lease = self.profile.lease;
+        let rng = &mut self.nemesis.rng;
+        let host = &mut self.hosts[server.index()];
+        let factor = *rng.pick(&[5, 30, 200]);
+        let mean = *rng.pick(&[lease / 4, lease, 4 * lease]);
+        let time = rng.wait(mean);
+        match (fault, &mut host.process) {
+            (Fault::Pause, Some(process)) => {
+                process.busy_until = process.busy_until.max(self.now) + time.min(10 * lease);
+                // A turn that was due happens when the pause is over.
+                if process.turn_at.is_some() {
+                    process.turn_at = Some(process.busy_until);
+                    self.queue.put(process.busy_until, Due::Turn { server, life: host.life });
+                }
+            }
+            (Fault::PauseInTurn, Some(process)) => process.stalls_next_turn = time.min(10 * lease),
+            (Fault::SlowServer, _) => {
+                host.turn_slowness = factor.min(30);
+                self.last(Lasting::SlowServer(server));
+            }
+            (Fault::SlowDisk, _) => {
+                host.disk_slowness = factor;
+                self.last(Lasting::SlowDisk(server));
+            }
+            _ => {}
+        }
+    }
+
+    fn strike_clock(&mut self, fault: Fault, server: ServerId) {
+        let most = self.profile.drift_ppm_max;
+        let rng = &mut self.nemesis.rng;
+        let clock = &mut self.hosts[server.index()].clock;
+        match fault {
+            Fault::ClockRate => {
+                let ppm = rng.between(0, 2 * most) as i64 - most as i64;
+                clock.set_rate(self.now, ppm);
+                // What was planned by the old rate is planned again.
+                if let Some(process) = &mut self.hosts[server.index()].process {
+                    process.wake_due = u64::MAX;
+                }
+                self.schedule_wake(server);
+            }
+            _ => {
+                let reach = *rng.pick(&[MILLI, SECOND, 86_400 * SECOND]);
+                clock.jump(rng.between(0, 2 * reach) as i64 - reach as i64);
+            }
+        }
+    }
+
+    /// How the group stands: the highest formed view, its members, and whether all of them formed it,
+    /// have intact logs and are admitted.
+    fn stands(&self) -> Option<(View, ServerSet)> {
+        let (view, members) = self.highest_formed();
+        let sound = |server: ServerId| {
+            let durable = glue::view_file(&self.hosts[server.index()].disk);
+            durable.is_some_and(|durable| durable.formed == view)
+                && self.hosts[server.index()].disk.failing.is_none()
+                && !self.observer.votes.is_doubtful(server)
+        };
+        (view > View::NONE && members.iter().all(sound)).then_some((view, members))
+    }
+
+    /// Servers whose disks are lost and not admitted again.
+    fn unadmitted(&self) -> ServerSet {
+        let (_, members) = self.highest_formed();
+        let Some(configuration) = (members.iter())
+            .find_map(|member| glue::view_file(&self.hosts[member.index()].disk))
+            .map(|durable| durable.configuration)
+        else {
+            return self.all_servers();
+        };
+        let counts = |server: ServerId| {
+            let host = &self.hosts[server.index()];
+            let durable = glue::view_file(&host.disk).filter(|_| !host.emptied);
+            durable.is_some_and(|durable| {
+                durable.incarnation.disk == configuration.disks[server.index()]
+            })
+        };
+        self.all_servers().iter().filter(|server| !counts(*server)).collect()
+    }
+
+    /// A disk fails in a way that its server notices. A failed log is as good as lost.
+    fn fail_disk(&mut self, server: ServerId) {
+        let Some((view, _)) = self.stands() else { return };
+        let failing = *self.nemesis.rng.pick(&[
+            Failing::Write,
+            Failing::Sync,
+            Failing::Sync,
+            Failing::Slot(SlotFile::LogHead),
+        ]);
+        if !self.hosts[server.index()].is_up() {
+            return;
+        }
+        self.hosts[server.index()].disk.failing = Some(failing);
+        self.observer.log_doubtful(server, view);
+    }
+
+    fn strike_log(&mut self, server: ServerId) {
+        if self.stands().is_none() {
+            return; // the group could not bear it
+        }
+        let how = *self.nemesis.rng.pick(&[
+            LogLoss::HeadGone,
+            LogLoss::HeadDamaged,
+            LogLoss::SegmentsGone,
+            LogLoss::BitFlipped,
+        ]);
+        let power = self.nemesis.rng.chance(500);
+        self.crash(server, power);
+        self.lose_log(server, how);
+        self.restart_later(server);
+    }
+
+    fn strike_media(&mut self, server: ServerId) {
+        let Some((_, members)) = self.stands() else { return };
+        let shape = self.profile.shape;
+        let other_copy = members.iter().any(|member| member != server && shape.is_copy(member));
+        let serves = self.serving().is_some_and(|serving| serving != server);
+        if !self.unadmitted().is_empty() || !serves || !other_copy {
+            return; // the group could not bear it
+        }
+        self.crash(server, true);
+        if self.nemesis.rng.chance(500) {
+            self.empty(server);
+        } else if self.nemesis.rng.chance(500) {
+            self.hosts[server.index()].disk.lose_view();
+        } else {
+            self.hosts[server.index()].disk.damage_file(SlotFile::View);
+        }
+        self.restart_later(server);
+    }
+
+    /// Faults are over: everything that lasts ends, everyone who is down starts.
+    pub fn calm_down(&mut self) {
+        note!(self, "faults are over");
+        self.calm = true;
+        for slot in 0..self.nemesis.lasting.len() {
+            self.mend(slot as u32);
+        }
+        self.network.calm_down();
+        for index in 0..self.hosts.len() {
+            let server = ServerId(index as u8);
+            let host = &mut self.hosts[index];
+            host.disk.failing = None;
+            host.stays_down = false;
+            (host.disk_slowness, host.turn_slowness) = (1, 1);
+            if let Some(process) = &mut host.process {
+                process.dies_next_turn = false;
+                process.stalls_next_turn = 0;
+            } else {
+                self.restart(server);
+            }
+        }
+        self.queue.put(self.now, Due::Supervise);
+    }
+}

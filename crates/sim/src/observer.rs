@@ -1,0 +1,394 @@
+//! The observer: sees every turn, message, slot, commit and reply, and checks all properties.
+//! Owns: the requests ever made, the model, and what each property remembers.
+//! Never: is seen by a server; nothing flows back into the world but a violation.
+//! Invariant: a commit is observed before any reply that shows it is judged.
+
+use harp_node::fs::request::Status;
+use harp_node::vr::{Durable, Envelope, Message, SERVERS_MAX, ServerId, ServerSet, Shape, View};
+use harp_node::wire::{mount, nfs3, rpc};
+
+use crate::hash::hash;
+use crate::intent::Intent;
+use crate::model::{Answer, Content, Ino, Model};
+use crate::properties::linearizable::{self, Window};
+use crate::properties::{
+    Pulse, Verdict, Violation, acknowledged_kept::AcknowledgedKept, apply_bound::ApplyBound,
+    durable_views::DurableViews, equal_images::EqualImages, executed_once::ExecutedOnce,
+    failed_disk_stops::FailedDiskStops, glb_bound::GlbBound, held_by_members::HeldByMembers,
+    log_survives::LogSurvives, one_history::OneHistory, one_lease::OneLease,
+    one_primary::OnePrimary, pointer_order, view_complete::ViewComplete, votes::Votes,
+};
+
+/// Transaction ids are request numbers above this.
+const XID_BASE: u32 = 0x5100_0000;
+
+/// A request that some client made.
+#[derive(Debug)]
+pub struct Request {
+    /// Which client.
+    pub client: u32,
+    /// What it wants.
+    pub intent: Intent,
+    /// The whole call; emptied once answered.
+    pub bytes: Vec<u8>,
+    /// What it takes from the newest reply that left a server.
+    pub answer: Answer,
+    /// Whether a reply reached the client.
+    pub answered: bool,
+    /// What any client knew when it was made.
+    from: u64,
+    /// The op that the newest reply shows.
+    shows: u64,
+    /// The object it made or changed when it was carried out.
+    touched: Option<Ino>,
+}
+
+/// A committed record, as a server holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct CommittedRecord {
+    /// Its op.
+    pub op: u64,
+    /// Its checksum.
+    pub crc: u32,
+    /// The view in which it was appended.
+    pub view: View,
+    /// The transaction id of the request that it answers, if it answers one.
+    pub xid: Option<u32>,
+}
+
+/// What was counted on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests made.
+    pub issued: u64,
+    /// Requests answered.
+    pub answered: u64,
+    /// Replies that left servers, repeats included.
+    pub replies: u64,
+    /// Replies that asked to try again later.
+    pub put_off: u64,
+    /// Views formed.
+    pub views: u64,
+}
+
+/// The observer.
+#[derive(Debug)]
+pub struct Observer {
+    shape: Shape,
+    /// All requests, by number.
+    pub requests: Vec<Request>,
+    oldest_open: u32,
+    /// The model, after every committed op.
+    pub model: Model,
+    /// Counted on the way.
+    pub counts: Counts,
+    /// Property 1.
+    pub acknowledged: AcknowledgedKept,
+    /// Property 2.
+    pub history: OneHistory,
+    /// Property 16.
+    pub images: EqualImages,
+    /// Property 17.
+    pub failed_disk: FailedDiskStops,
+    /// Property 9.
+    pub votes: Votes,
+    apply_bound: ApplyBound,
+    one_primary: OnePrimary,
+    durable_views: DurableViews,
+    held: HeldByMembers,
+    survives: LogSurvives,
+    one_lease: OneLease,
+    view_complete: ViewComplete,
+    executed: ExecutedOnce,
+    glb_bound: GlbBound,
+    /// Each server's newest pulse.
+    pulses: [Option<Pulse>; SERVERS_MAX],
+    needs_image: ServerSet,
+    fresh: Vec<CommittedRecord>,
+}
+
+impl Observer {
+    /// An observer of a group of this shape.
+    pub fn new(shape: Shape) -> Observer {
+        Observer {
+            shape,
+            requests: Vec::new(),
+            oldest_open: 0,
+            model: Model::default(),
+            counts: Counts::default(),
+            acknowledged: AcknowledgedKept::default(),
+            history: OneHistory::default(),
+            images: EqualImages::default(),
+            failed_disk: FailedDiskStops::default(),
+            votes: Votes::default(),
+            apply_bound: ApplyBound::default(),
+            one_primary: OnePrimary::default(),
+            durable_views: DurableViews::default(),
+            held: HeldByMembers::default(),
+            survives: LogSurvives::default(),
+            one_lease: OneLease::default(),
+            view_complete: ViewComplete::default(),
+            executed: ExecutedOnce::default(),
+            glb_bound: GlbBound::default(),
+            pulses: [None; SERVERS_MAX],
+            needs_image: ServerSet::EMPTY,
+            fresh: Vec::new(),
+        }
+    }
+
+    /// A client makes a request. Returns its number; its bytes are ready.
+    pub fn invoke(&mut self, client: u32, intent: Intent, mut bytes: Vec<u8>) -> u32 {
+        let number = self.requests.len() as u32;
+        let model = &self.model;
+        let handle = |ino| model.handle(ino).expect("clients ask for what replies showed");
+        bytes.clear();
+        intent.encode(XID_BASE + number, handle, &mut bytes);
+        let from = self.acknowledged.acknowledged();
+        let answer = Answer::default();
+        let (answered, shows, touched) = (false, 0, None);
+        self.requests.push(Request {
+            client,
+            intent,
+            bytes,
+            answer,
+            answered,
+            from,
+            shows,
+            touched,
+        });
+        self.counts.issued += 1;
+        number
+    }
+
+    /// The number of the request with this transaction id.
+    pub(crate) fn number_of(&self, xid: u32) -> Option<u32> {
+        let number = xid.checked_sub(XID_BASE)?;
+        ((number as usize) < self.requests.len()).then_some(number)
+    }
+
+    /// A reply reached its client for the first time. Returns the call's buffer, to be used again.
+    pub fn answered(&mut self, number: u32) -> Vec<u8> {
+        let request = &mut self.requests[number as usize];
+        assert!(!request.answered, "answered once");
+        request.answered = true;
+        let bytes = std::mem::take(&mut request.bytes);
+        let put_off = request.answer.status == Some(Status::JukeBox);
+        let shows = request.shows;
+        self.counts.answered += 1;
+        self.counts.put_off += put_off as u64;
+        self.acknowledged.told(shows);
+        while self.requests.get(self.oldest_open as usize).is_some_and(|request| request.answered) {
+            self.oldest_open += 1;
+        }
+        let oldest = self.requests.get(self.oldest_open as usize);
+        let acknowledged = self.acknowledged.acknowledged();
+        self.model.floor = oldest.map_or(acknowledged, |oldest| oldest.from);
+        bytes
+    }
+
+    /// A server has just started: it had this view file, and this state.
+    pub fn booted(&mut self, pulse: &Pulse) -> Verdict {
+        self.glb_bound.check(pulse, self.needs_image.contains(pulse.server))?;
+        self.survives.check(pulse)
+    }
+
+    /// A server's process ended.
+    pub fn ended(&mut self, server: ServerId) {
+        self.pulses[server.index()] = None;
+        self.one_lease.ended(server);
+    }
+
+    /// The world damaged the log of `server`, which had formed `view`.
+    pub fn log_damaged(&mut self, server: ServerId, view: View) {
+        self.votes.damaged(server, view);
+        self.survives.damaged(server);
+        self.view_complete.damaged(server);
+    }
+
+    /// The world did something to the log of `server`, which had formed `view`, that it may or may not
+    /// suffer from.
+    pub fn log_doubtful(&mut self, server: ServerId, view: View) {
+        self.votes.doubtful(server, view);
+        self.survives.damaged(server);
+        self.view_complete.damaged(server);
+    }
+
+    /// The disk of `server` is gone.
+    pub fn wiped(&mut self, server: ServerId, view: View) {
+        self.log_damaged(server, view);
+        self.durable_views.wiped(server);
+        self.glb_bound.wiped(server);
+    }
+
+    /// `server` has this view file, durably.
+    pub fn view_written(&mut self, server: ServerId, durable: &Durable) -> Verdict {
+        self.durable_views.written(server, durable)
+    }
+
+    /// `server` sends a message.
+    pub fn sent(&mut self, server: ServerId, envelope: &Envelope) -> Verdict {
+        self.durable_views.sent(server, envelope)?;
+        self.held.sent(server, envelope);
+        self.survives.sent(server, envelope);
+        let one_primary = &self.one_primary;
+        self.votes.check_sender(server, envelope, |view| one_primary.members(view))?;
+        match &envelope.message {
+            Message::Promise { report, .. } => {
+                let committed = self.view_complete.committed_upto(report.formed);
+                self.votes.check_report(server, report, committed)
+            }
+            Message::Prepare(_) | Message::PrepareOk(_) => Ok(()),
+            Message::Presence(presence) if presence.serving => {
+                self.needs_image = presence.configuration.needs_image;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A server counts this record as committed; see [`Observer::turn_ended`].
+    pub fn counts_committed(&mut self, server: ServerId, record: CommittedRecord) -> Verdict {
+        if self.history.observe(server, record.op, record.crc, record.view)? {
+            self.fresh.push(record);
+        }
+        Ok(())
+    }
+
+    /// A server's turn ended. What it newly counts as committed was shown before.
+    pub fn turn_ended(&mut self, pulse: &Pulse) -> Verdict {
+        self.turn_pointers(pulse)?;
+        let before = self.pulses[pulse.server.index()].replace(*pulse);
+        self.votes.seen(pulse);
+        self.one_lease.seen(pulse);
+        let cp_before = before.filter(|p| p.formed == pulse.formed).map_or(0, |p| p.cp);
+        if pulse.primary && pulse.cp > cp_before && !self.fresh.is_empty() {
+            self.turn_committed(pulse)?;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        let outcome = fresh.iter().try_for_each(|record| self.execute(record));
+        self.fresh = fresh;
+        self.fresh.clear();
+        outcome
+    }
+
+    fn turn_pointers(&mut self, pulse: &Pulse) -> Verdict {
+        let needs_image = self.needs_image.contains(pulse.server);
+        pointer_order::check(pulse, !needs_image)?;
+        self.glb_bound.check(pulse, needs_image)?;
+        let formed_before = self.pulses[pulse.server.index()].map_or(View::NONE, |p| p.formed);
+        self.counts.views += (pulse.primary && pulse.formed > formed_before) as u64;
+        self.one_primary.check(self.shape, pulse)?;
+        self.apply_bound.check(pulse)?;
+        self.view_complete.check(pulse)?;
+        self.acknowledged.check(pulse)
+    }
+
+    fn turn_committed(&mut self, pulse: &Pulse) -> Verdict {
+        let Pulse { server, formed, members, cp, at, .. } = *pulse;
+        self.held.check(server, formed, members, cp)?;
+        self.one_lease.check(server, formed, at)?;
+        self.view_complete.committed(formed, cp)
+    }
+
+    /// Carries a newly committed record out in the model.
+    fn execute(&mut self, record: &CommittedRecord) -> Verdict {
+        let Some(number) = record.xid.and_then(|xid| self.number_of(xid)) else { return Ok(()) };
+        self.executed.committed(number, record.op)?;
+        let request = &mut self.requests[number as usize];
+        if !request.intent.modifies() {
+            return Ok(()); // access times, where they are logged
+        }
+        if record.op <= request.from {
+            let (op, from, intent) = (record.op, request.from, request.intent);
+            let what =
+                format!("{intent:?} is op {op}, although op {from} was known before it began");
+            return Err(Violation { property: "15, operations follow real time", what });
+        }
+        let (plan, touched) = self.model.apply(record.op, &request.intent);
+        if plan.status != Status::Ok {
+            let (op, status, intent) = (record.op, plan.status, request.intent);
+            let what = format!("op {op} is {intent:?}, which must fail with {status:?} there");
+            return Err(Violation { property: "14 and 15, replies are linearizable", what });
+        }
+        request.touched = touched;
+        Ok(())
+    }
+
+    /// A reply leaves a server whose commit point is `cp`. Returns the number of the request it answers.
+    pub fn replied(&mut self, cp: u64, record: &[u8]) -> Result<u32, Violation> {
+        let reply = rpc::decode_reply(record).map_err(|e| unreadable(format!("{e:?}")))?;
+        let number = self
+            .number_of(reply.xid)
+            .ok_or_else(|| unreadable(format!("nobody asked with xid {:#x}", reply.xid)))?;
+        let body = reply.outcome.map_err(|refusal| {
+            let intent = self.requests[number as usize].intent;
+            unreadable(format!("{intent:?} was refused: {refusal:?}"))
+        })?;
+        self.counts.replies += 1;
+        match self.requests[number as usize].intent.procedure() {
+            None => {
+                let mounted = mount::decode_mounted(body);
+                let handle = mounted.map_err(|e| unreadable(format!("{e:?}")))?;
+                let handle = handle.map_err(|e| unreadable(format!("mount status {e}")))?;
+                self.judge(number, cp, record, Content::Mount(&handle))?;
+            }
+            Some(procedure) => {
+                if let Some(op) = self.executed.op(number)
+                    && self.requests[number as usize].answer.status.is_some()
+                {
+                    return self.repeated(number, op, cp, record);
+                }
+                let decoded = nfs3::decode_body(procedure, body);
+                let decoded = decoded.map_err(|e| unreadable(format!("{e:?}")))?;
+                let content = Content::Nfs(&decoded.response, decoded.data);
+                self.judge(number, cp, record, content)?;
+            }
+        }
+        Ok(number)
+    }
+
+    /// The answer to a committed request leaves once more.
+    fn repeated(&mut self, number: u32, op: u64, cp: u64, record: &[u8]) -> Result<u32, Violation> {
+        if op > cp {
+            return Err(linearizable::above_cp(&self.requests[number as usize].intent, op, cp));
+        }
+        self.executed.replied(number, hash(record))?;
+        Ok(number)
+    }
+
+    fn judge(&mut self, number: u32, cp: u64, record: &[u8], content: Content<'_>) -> Verdict {
+        let request = &mut self.requests[number as usize];
+        let op = self.executed.op(number).filter(|_| request.intent.modifies());
+        if let Content::Nfs(response, _) = content
+            && op.is_none()
+            && crate::model::status_of(response) == Status::JukeBox
+        {
+            request.answer = Answer { status: Some(Status::JukeBox), ino: None };
+            request.shows = 0;
+            return Ok(());
+        }
+        if let Some(op) = op {
+            if op > cp {
+                return Err(linearizable::above_cp(&request.intent, op, cp));
+            }
+            let touched = request.touched;
+            request.answer =
+                linearizable::check_change(&mut self.model, &request.intent, content, op, touched)?;
+            request.shows = op;
+            return self.executed.replied(number, hash(record));
+        }
+        if request.answered && request.from < self.model.floor {
+            return Ok(()); // the states it may show are forgotten, and nobody waits for it
+        }
+        let window = Window { from: request.from, to: cp };
+        let (answer, shows) =
+            linearizable::check_view(&mut self.model, &request.intent, content, window)?;
+        request.answer = answer;
+        request.shows = shows;
+        Ok(())
+    }
+}
+
+fn unreadable(what: String) -> Violation {
+    Violation { property: "replies follow RFC 1813", what }
+}

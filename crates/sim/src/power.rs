@@ -1,0 +1,144 @@
+//! Ends of processes and machines, and what each leaves behind.
+//! Owns: the state of disks after an end at any moment, and the damage done to them on purpose.
+//! Never: takes away what a disk promised to keep, but where a fault says so.
+
+use harp_node::log::{DiskCommand, SlotFile};
+use harp_node::vr::ServerId;
+
+use crate::glue;
+use crate::host::Process;
+use crate::profile::MILLI;
+use crate::queue::Due;
+use crate::rng::Rng;
+use crate::world::{World, note};
+
+/// How a log is taken away while the view file is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLoss {
+    /// Its head file is gone.
+    HeadGone,
+    /// Both slots of its head are damaged.
+    HeadDamaged,
+    /// All segments are gone.
+    SegmentsGone,
+    /// A bit flipped in a batch that was flushed.
+    BitFlipped,
+}
+
+impl World {
+    /// A server's process ends where it stands. With `power`, its machine loses power as well.
+    pub fn crash(&mut self, server: ServerId, power: bool) {
+        let host = &mut self.hosts[server.index()];
+        let rng = &mut self.streams.disk;
+        if let Some(process) = host.process.take() {
+            host.life += 1;
+            leave_command(&process, host, power, rng);
+            leave_jobs(process, host, rng);
+            self.observer.ended(server);
+            note!(self, "{server} {}", if power { "loses power" } else { "crashes" });
+        }
+        let host = &mut self.hosts[server.index()];
+        if power {
+            host.disk.power_cut(&mut self.streams.disk);
+            if let Some(store) = &host.store {
+                store.power_cut(&mut self.streams.disk);
+            }
+        }
+        if self.supervisor.serving.is_some_and(|(serving, _)| serving == server) {
+            self.supervisor.serving = None;
+        }
+        self.reset_all(server);
+    }
+
+    /// An ended process starts again after a while.
+    pub(crate) fn restart_later(&mut self, server: ServerId) {
+        let after = MILLI + self.streams.turns.wait(10 * MILLI);
+        let life = self.hosts[server.index()].life;
+        self.queue.put(self.now + after, Due::Start { server, life });
+    }
+
+    /// A server's process, which is down, starts now.
+    pub fn restart(&mut self, server: ServerId) {
+        let host = &mut self.hosts[server.index()];
+        assert!(!host.is_up(), "{server} is up");
+        host.stays_down = false;
+        self.queue.put(self.now, Due::Start { server, life: host.life });
+    }
+
+    /// Takes the log of a server that is down away; its view file stays. Returns whether anything was
+    /// there to take.
+    pub fn lose_log(&mut self, server: ServerId, how: LogLoss) -> bool {
+        let host = &mut self.hosts[server.index()];
+        assert!(!host.is_up(), "{server} is up");
+        match how {
+            LogLoss::HeadGone => host.disk.lose_head(),
+            LogLoss::HeadDamaged => host.disk.damage_file(SlotFile::LogHead),
+            LogLoss::SegmentsGone => host.disk.lose_segments(),
+            LogLoss::BitFlipped => {
+                if !host.disk.flip_flushed(&mut self.streams.disk) {
+                    return false;
+                }
+            }
+        }
+        let formed = glue::view_file(&host.disk).map(|durable| durable.formed).unwrap_or_default();
+        note!(self, "{server} loses its log: {how:?}");
+        // A flipped bit may lie below the log's begin, where nobody reads it.
+        if how != LogLoss::BitFlipped {
+            self.observer.log_damaged(server, formed);
+        } else {
+            self.observer.log_doubtful(server, formed);
+        }
+        true
+    }
+
+    /// The disk of a server that is down is replaced by an empty one.
+    pub fn empty(&mut self, server: ServerId) {
+        let host = &mut self.hosts[server.index()];
+        assert!(!host.is_up(), "{server} is up");
+        let formed = glue::view_file(&host.disk).map(|durable| durable.formed).unwrap_or_default();
+        host.disk.wipe();
+        if host.store.is_some() {
+            host.store = Some(glue::StoreHost::new());
+        }
+        host.emptied = true;
+        self.observer.wiped(server, formed);
+        note!(self, "{server} loses its disk");
+    }
+}
+
+/// The disk command under way is done in part.
+fn leave_command(process: &Process, host: &mut crate::host::Host, power: bool, rng: &mut Rng) {
+    let Some(command) = process.commands.front() else { return };
+    match command {
+        DiskCommand::Write { at, bytes, .. } => {
+            let bytes = host.ring.bytes(*at, *bytes);
+            if rng.chance(700) {
+                host.disk.write_part(*at, bytes, rng);
+            } else if rng.chance(500) {
+                // Written and synced; only the answer is lost. A planned failure is due here too.
+                let _ = command.clone().run(&mut host.disk, &host.ring);
+            }
+        }
+        DiskCommand::Slot { file, sequence, bytes } => {
+            let slot = (*sequence % 2) as usize;
+            if power && rng.chance(500) {
+                host.disk.tear_slot(*file, slot, bytes, rng);
+            } else if rng.chance(500) {
+                let _ = command.clone().run(&mut host.disk, &host.ring);
+            }
+        }
+        DiskCommand::Read { .. } => {}
+    }
+}
+
+/// Store jobs under way are done in part.
+fn leave_jobs(process: Process, host: &mut crate::host::Host, rng: &mut Rng) {
+    let (Some(store), Some(store_host)) = (&process.store, &host.store) else { return };
+    let Process { lanes: [_, mut checkpoints], .. } = process;
+    if let Some(job) = checkpoints.pop_front() {
+        // A step is a write, a sync or a commit; most jobs end within twenty.
+        store_host.fuse.arm(rng.below(20));
+        let _ = glue::run_job(job, store, &host.ring);
+    }
+    store_host.fuse.reset();
+}

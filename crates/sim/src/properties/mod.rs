@@ -1,0 +1,92 @@
+//! What must hold in every world, one property a file.
+//! Owns: the checks and what each remembers.
+//! Never: changes the world, or trusts a server's word where the world can see for itself.
+//! Invariant: a property that fails names itself and says what happened, once.
+
+pub mod acknowledged_kept;
+pub mod apply_bound;
+pub mod durable_views;
+pub mod equal_images;
+pub mod executed_once;
+pub mod failed_disk_stops;
+pub mod glb_bound;
+pub mod healed_group_serves;
+pub mod held_by_members;
+pub mod linearizable;
+pub mod log_survives;
+pub mod one_history;
+pub mod one_lease;
+pub mod one_primary;
+pub mod pointer_order;
+pub mod view_complete;
+pub mod votes;
+
+/// A property that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub property: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.property, self.what)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// What a check finds.
+pub type Verdict = Result<(), Violation>;
+
+/// Fails with `what` unless `holds`; `what` is built only then.
+pub(crate) fn require(
+    property: &'static str,
+    holds: bool,
+    what: impl FnOnce() -> String,
+) -> Verdict {
+    if holds { Ok(()) } else { Err(Violation { property, what: what() }) }
+}
+
+/// What the world sees of a server after each of its turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
+    /// Whose.
+    pub server: harp_node::vr::ServerId,
+    /// Which of its processes.
+    pub life: u32,
+    /// True time.
+    pub at: u64,
+    /// Whether it is a designated copy.
+    pub copy: bool,
+    /// Whether it takes part in `formed` as its primary.
+    pub primary: bool,
+    /// Whether it is catching up.
+    pub learner: bool,
+    /// Whether it answers clients.
+    pub serving: bool,
+    /// Highest promised view.
+    pub promised: harp_node::vr::View,
+    /// Highest formed view.
+    pub formed: harp_node::vr::View,
+    /// Its members.
+    pub members: harp_node::vr::ServerSet,
+    /// End of the log that grows: its own, or one that is to replace it.
+    pub fp: u64,
+    /// End of its own log.
+    pub log_end: u64,
+    /// Whether its own log is the complete one of `formed`.
+    pub complete: bool,
+    /// Known commit point.
+    pub cp: u64,
+    /// Applied up to here.
+    pub ap: u64,
+    /// Durable in the image up to here.
+    pub lb: u64,
+    /// Known GLB.
+    pub glb: u64,
+    /// True time at which its lease ends, by its own clock; 0 without one.
+    pub lease_until: u64,
+}

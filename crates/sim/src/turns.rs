@@ -1,0 +1,427 @@
+//! A server's turn: what waited is fed to its node, what the node wants done is set going.
+//! Owns: the order in which a turn's outputs leave, and who sees them.
+//! Never: lets an output leave that the observer has not seen.
+//! Invariant: outputs leave when the turn ends; a process that dies there lets a first part go.
+
+use harp_node::log::{DiskCommand, DiskDone, SlotFile};
+use harp_node::vr::{Message, ServerId};
+use harp_node::wire::record::{self, Split};
+use harp_node::{Event, Notice, Now, Output, StoreJob};
+
+use crate::glue;
+use crate::host::{Incoming, Process, conn_id, conn_number};
+use crate::profile::MICRO;
+use crate::properties::Verdict;
+use crate::queue::Due;
+use crate::world::{Fate, World, note};
+
+/// The longest call that clients of the simulator make.
+const CALL_BYTES_MAX: usize = 128 << 10;
+
+/// How much of a turn's outputs leave.
+#[derive(Clone, Copy)]
+struct Quota {
+    left: u64,
+}
+
+impl Quota {
+    fn take(&mut self) -> bool {
+        let some = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        some
+    }
+}
+
+impl World {
+    /// Runs a server's loop once, unless the turn was put off.
+    pub(crate) fn turn_if_due(&mut self, server: ServerId) -> Verdict {
+        let process = self.hosts[server.index()].process.as_ref().expect("it lives");
+        if process.turn_at == Some(self.now) { self.turn(server) } else { Ok(()) }
+    }
+
+    fn turn(&mut self, server: ServerId) -> Verdict {
+        let host = &mut self.hosts[server.index()];
+        let mut process = host.process.take().expect("it lives");
+        process.turn_at = None;
+        let inbox = std::mem::take(&mut process.inbox);
+        self.trace.add((server.0 as u64) << 32 | inbox.len() as u64);
+        let begin = host.clock.read(self.now);
+        let inbox = self.feed(&mut process, server, begin, inbox);
+
+        let host = &mut self.hosts[server.index()];
+        let (base, each) = self.profile.turn;
+        let cost = (base + each * inbox.1) * host.turn_slowness;
+        let end = self.now + cost + std::mem::take(&mut process.stalls_next_turn);
+        process.node.finish(host.clock.read(end), &mut process.out);
+        process.busy_until = end;
+        process.inbox = inbox.0;
+        let mut out = std::mem::take(&mut process.out);
+        host.process = Some(process);
+
+        let outcome = self.turn_out(server, end, &out);
+        self.set_going(server, end, &mut out)?;
+        outcome?;
+        let host = &mut self.hosts[server.index()];
+        if let Some(process) = &mut host.process {
+            process.wake_at = out.wake_at;
+            out.clear();
+            process.out = out;
+            self.schedule_wake(server);
+        }
+        Ok(())
+    }
+
+    /// Feeds what waited. Returns the emptied inbox, and how many events there were.
+    fn feed(
+        &mut self,
+        process: &mut Process,
+        server: ServerId,
+        now: Now,
+        mut inbox: Vec<Incoming>,
+    ) -> (Vec<Incoming>, u64) {
+        let mut fed = 0;
+        for incoming in inbox.drain(..) {
+            fed += 1;
+            let Process { node, out, .. } = process;
+            match incoming {
+                Incoming::Tick => node.step(now, Event::Tick, out),
+                Incoming::Disk(done) => {
+                    if let DiskDone::Failed { read: false, .. } = done {
+                        self.observer.failed_disk.told(server, self.hosts[server.index()].life);
+                    }
+                    node.step(now, Event::Disk(done), out);
+                }
+                Incoming::Store(done) => node.step(now, Event::Store(done), out),
+                Incoming::Verify(token) => node.step(now, Event::Verify { token }, out),
+                Incoming::Frame(slot) => {
+                    let message = self.mail.get(slot);
+                    self.trace.add(message.bytes.len() as u64);
+                    let event = Event::Peer { from: message.from, frame: &message.bytes };
+                    node.step(now, event, out);
+                    self.mail.close(slot);
+                }
+                Incoming::Opened(conn) => {
+                    let connection = &self.connections[conn as usize];
+                    let address = self.clients[connection.client as usize].address;
+                    let port = connection.port;
+                    node.step(now, Event::ConnOpened { conn: conn_id(conn), address, port }, out);
+                }
+                Incoming::Closed(conn) => {
+                    node.step(now, Event::ConnClosed { conn: conn_id(conn) }, out);
+                }
+                Incoming::Calls(conn, bytes) => {
+                    fed += feed_calls(node, now, conn, &bytes, out) - 1;
+                    self.buffers.push(bytes);
+                }
+            }
+        }
+        (inbox, fed)
+    }
+
+    /// The observer sees the turn's end: first what is committed now, then what leaves.
+    fn turn_out(&mut self, server: ServerId, end: u64, out: &Output) -> Verdict {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it lives");
+        let pulse = glue::pulse(&process.node, &host.clock, end, host.life);
+        for op in process.seen_cp + 1..=pulse.cp {
+            if let Some(record) = glue::committed(&process.node, op) {
+                self.observer.counts_committed(server, record)?;
+            }
+        }
+        process.seen_cp = pulse.cp;
+        self.observer.turn_ended(&pulse)?;
+        let fatal = out.notices.iter().any(|notice| matches!(notice, Notice::Fatal { .. }));
+        self.observer.failed_disk.check(server, host.life, fatal)
+    }
+
+    /// Sends, answers, and hands commands and jobs to their threads.
+    fn set_going(&mut self, server: ServerId, end: u64, out: &mut Output) -> Verdict {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it lives");
+        let dies = std::mem::take(&mut process.dies_next_turn);
+        let things =
+            (out.frames.len() + out.replies.len() + out.disk.len() + out.jobs.len()) as u64;
+        let left = if dies { self.streams.turns.between(0, things) } else { u64::MAX };
+        let mut quota = Quota { left };
+        self.send_frames(server, end, out, &mut quota)?;
+        self.send_replies(server, end, out, &mut quota)?;
+        for (conn, hold) in out.hold.drain(..) {
+            self.hold(conn_number(conn), hold);
+        }
+        for command in out.disk.drain(..) {
+            if quota.take() {
+                self.queue_command(server, end, command);
+            }
+        }
+        for job in out.jobs.drain(..) {
+            if quota.take() {
+                self.queue_job(server, end, job);
+            }
+        }
+        let mut notices = std::mem::take(&mut out.notices);
+        let ends = self.hear(server, &notices)?;
+        notices.clear();
+        out.notices = notices;
+        if dies || ends {
+            note!(self, "{server} dies at the end of a turn");
+            self.crash(server, false);
+            self.restart_later(server);
+        }
+        Ok(())
+    }
+
+    fn send_frames(
+        &mut self,
+        server: ServerId,
+        end: u64,
+        out: &Output,
+        quota: &mut Quota,
+    ) -> Verdict {
+        for frame in &out.frames {
+            if !quota.take() {
+                break;
+            }
+            let slot = self.mail.open(server, frame.to);
+            let ring = &self.hosts[server.index()].ring;
+            let bytes = &mut self.mail.get_mut(slot).bytes;
+            bytes.extend_from_slice(&out.bytes[frame.head.clone()]);
+            for (at, len) in &out.ranges[frame.body.clone()] {
+                bytes.extend_from_slice(ring.bytes(*at, *len));
+            }
+            self.post(slot, end)?;
+        }
+        Ok(())
+    }
+
+    /// A message leaves at `end`: the observer sees it, a script may stop it, the network decides.
+    fn post(&mut self, slot: u32, end: u64) -> Verdict {
+        let message = self.mail.get(slot);
+        let (from, to, bytes) = (message.from, message.to, message.bytes.len());
+        let envelope = glue::envelope(&message.bytes);
+        self.observer.sent(from, &envelope)?;
+        note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));
+        match self.filter.as_mut().map_or(Fate::Pass, |f| f(self.mail.get(slot), &envelope)) {
+            Fate::Hold => {
+                self.held.push(slot);
+                return Ok(());
+            }
+            Fate::Drop => {
+                self.mail.close(slot);
+                return Ok(());
+            }
+            Fate::Copy => {
+                let copy = self.mail.copy(slot);
+                self.held.push(copy);
+            }
+            Fate::Pass => {}
+        }
+        let [once, again] = self.network.fate(end, from, to, bytes);
+        if let Some(at) = again {
+            let copy = self.mail.copy(slot);
+            self.queue.put(at, Due::Frame { slot: copy });
+        }
+        match once {
+            Some(at) => self.queue.put(at, Due::Frame { slot }),
+            None => self.mail.close(slot),
+        }
+        Ok(())
+    }
+
+    /// Lets the held messages go that `which` names, in the order they were sent.
+    pub fn release(&mut self, mut which: impl FnMut(&crate::network::Message) -> bool) {
+        let held = std::mem::take(&mut self.held);
+        for slot in held {
+            if which(self.mail.get(slot)) {
+                self.queue.put(self.now, Due::Frame { slot });
+            } else {
+                self.held.push(slot);
+            }
+        }
+    }
+
+    /// The messages that a script holds, in the order they were sent.
+    pub fn held_messages(&self) -> Vec<&crate::network::Message> {
+        self.held.iter().map(|slot| self.mail.get(*slot)).collect()
+    }
+
+    fn send_replies(
+        &mut self,
+        server: ServerId,
+        end: u64,
+        out: &Output,
+        quota: &mut Quota,
+    ) -> Verdict {
+        if out.replies.is_empty() {
+            return Ok(());
+        }
+        let cp = self.hosts[server.index()].process.as_ref().expect("it lives").seen_cp;
+        for reply in &out.replies {
+            if !quota.take() {
+                break;
+            }
+            let bytes = &out.bytes[reply.bytes.clone()];
+            let number = self.observer.replied(cp, &bytes[record::MARK_BYTES..])?;
+            self.trace.add(number as u64);
+            note!(self, "{server} answers request {number}: {:?}", {
+                let request = &self.observer.requests[number as usize];
+                (request.intent, request.answer)
+            });
+            self.send_to_client(conn_number(reply.conn), end, bytes);
+        }
+        Ok(())
+    }
+
+    /// Listens to what a node has to say. Returns whether its process is to end.
+    fn hear(
+        &mut self,
+        server: ServerId,
+        notices: &[Notice],
+    ) -> Result<bool, crate::properties::Violation> {
+        let mut ends = false;
+        for notice in notices {
+            note!(self, "{server} says {notice:?}");
+            match notice {
+                Notice::Serving { view } => self.now_serves(server, *view),
+                Notice::Stopped { view } => self.serves_no_longer(server, *view),
+                Notice::Barrier { token, op } => self.barrier = Some((*token, *op)),
+                Notice::Digest { op, digest } => {
+                    self.observer.images.digested(server, *op, digest)?;
+                }
+                Notice::Fatal { .. } => ends = true,
+                Notice::Formed { .. } | Notice::Refusing { .. } | Notice::Remark { .. } => {}
+            }
+        }
+        Ok(ends)
+    }
+
+    fn queue_command(&mut self, server: ServerId, at: u64, command: DiskCommand) {
+        let process = self.hosts[server.index()].process.as_mut().expect("it lives");
+        process.commands.push_back(command);
+        if process.commands.len() == 1 {
+            self.start_command(server, at);
+        }
+    }
+
+    /// The command at the queue's head begins at `at`.
+    fn start_command(&mut self, server: ServerId, at: u64) {
+        let host = &self.hosts[server.index()];
+        let process = host.process.as_ref().expect("it lives");
+        let disk = &self.profile.disk;
+        let rng = &mut self.streams.disk;
+        let Some(command) = process.commands.front() else { return };
+        let time = match command {
+            DiskCommand::Write { bytes, sync, .. } => {
+                let sync = if *sync { rng.wait(disk.sync_mean) } else { 0 };
+                disk.write + *bytes as u64 / 16 + sync
+            }
+            DiskCommand::Slot { .. } => disk.write + rng.wait(disk.slot_mean),
+            DiskCommand::Read { .. } => disk.write + rng.wait(disk.sync_mean),
+        };
+        let due = Due::DiskDone { server, life: host.life };
+        self.queue.put(at + time * host.disk_slowness, due);
+    }
+
+    /// The disk command under way is done.
+    pub(crate) fn disk_done(&mut self, server: ServerId) -> Verdict {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it lives");
+        let command = process.commands.pop_front().expect("a command is under way");
+        let view = match &command {
+            DiskCommand::Slot { file: SlotFile::View, bytes, .. } => glue::view_slot(bytes),
+            _ => None,
+        };
+        let done = command.run(&mut host.disk, &host.ring);
+        if let (Some(durable), DiskDone::Slot { .. }) = (view, &done) {
+            self.observer.view_written(server, &durable)?;
+        }
+        self.deliver(server, Incoming::Disk(done));
+        self.start_command(server, self.now);
+        Ok(())
+    }
+
+    fn queue_job(&mut self, server: ServerId, at: u64, job: StoreJob) {
+        let lane = if job.is_fetch() { 0 } else { 1 };
+        let process = self.hosts[server.index()].process.as_mut().expect("it lives");
+        process.lanes[lane].push_back(job);
+        if process.lanes[lane].len() == 1 {
+            self.start_job(server, at, lane);
+        }
+    }
+
+    fn start_job(&mut self, server: ServerId, at: u64, lane: usize) {
+        let host = &self.hosts[server.index()];
+        let disk = &self.profile.disk;
+        let mean = if lane == 0 { disk.fetch_mean } else { disk.checkpoint_mean };
+        let time = MICRO + self.streams.disk.wait(mean);
+        let due = Due::JobDone { server, life: host.life, lane: lane as u8 };
+        self.queue.put(at + time * host.disk_slowness, due);
+    }
+
+    /// The store job under way in this lane is done.
+    pub(crate) fn job_done(&mut self, server: ServerId, lane: u8) {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it lives");
+        let lane = lane as usize;
+        let job = process.lanes[lane].pop_front().expect("a job is under way");
+        let store = process.store.as_ref().expect("copies have jobs");
+        let done = glue::run_job(job, store, &host.ring);
+        let more = !process.lanes[lane].is_empty();
+        self.deliver(server, Incoming::Store(done));
+        if more {
+            self.start_job(server, self.now, lane);
+        }
+    }
+}
+
+/// A message in few words: configurations and idle heartbeats are left out.
+fn words(message: &Message) -> String {
+    match message {
+        Message::Presence(p) => {
+            let mood = if p.serving {
+                "serving"
+            } else if p.normal {
+                "normal"
+            } else {
+                "outside"
+            };
+            format!(
+                "Presence({mood} promised {} formed {} cp {} lb {})",
+                p.promised, p.formed, p.cp, p.lb
+            )
+        }
+        Message::Promise { view, report: r } => {
+            let (formed, log, cp, image, level) = (r.formed, r.log, r.cp, r.image, r.level);
+            format!(
+                "Promise({view} formed {formed} log {log:?} cp {cp} image {image:?} level {level})"
+            )
+        }
+        Message::Install(i) => {
+            let (view, members, adopted, holder) = (i.view, i.members, i.adopted, i.holder);
+            let (begin, end, cp) = (i.begin, i.end, i.cp);
+            format!(
+                "Install({view} {members:?} adopts {adopted} of {holder} [{begin}, {end}] cp {cp})"
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Feeds the calls in `bytes`, record marks included. Returns how many there were.
+fn feed_calls(
+    node: &mut harp_node::Node,
+    now: Now,
+    conn: u32,
+    bytes: &[u8],
+    out: &mut Output,
+) -> u64 {
+    let (mut rest, mut fed) = (bytes, 0);
+    while !rest.is_empty() {
+        let split = record::split(rest, CALL_BYTES_MAX).expect("clients mark records rightly");
+        let Split::Complete { record } = split else { panic!("clients send whole records") };
+        let (call, end) = (&rest[record.clone()], record.end);
+        node.step(now, Event::Call { conn: conn_id(conn), call }, out);
+        rest = &rest[end..];
+        fed += 1;
+    }
+    fed
+}

@@ -1,0 +1,198 @@
+//! Scenarios of groups with three copies and two witnesses: one story each, n = 2.
+//! Servers: A the designated primary, B and C backups, D and E witnesses. First view: A, B, C.
+
+use harp_node::fs::request::Status;
+use harp_node::vr::ServerId;
+use harp_sim::power::LogLoss;
+use harp_sim::profile::MILLI;
+use harp_sim::script::{A, B, C, D, E, Kind, Stage, create, lookup};
+
+/// The first view serves, and these files are made.
+fn begin(files: u8) -> Stage {
+    let mut stage = Stage::new(2);
+    stage.until_serves(&[A, B, C]);
+    create_all(&mut stage, 0..files);
+    stage
+}
+
+fn create_all(stage: &mut Stage, numbers: std::ops::Range<u8>) {
+    numbers.for_each(|number| {
+        stage.create(number);
+    });
+}
+
+fn all_there(stage: &mut Stage, numbers: std::ops::Range<u8>) {
+    for number in numbers {
+        assert_eq!(stage.call(1, lookup(number)).0, Status::Ok, "file {number}");
+    }
+}
+
+/// None of these serves, however long one waits.
+fn none_serves(stage: &mut Stage, servers: &[ServerId]) {
+    stage.settle();
+    for server in servers {
+        let serving = stage.world.pulse(*server).is_some_and(|pulse| pulse.serving);
+        assert!(!serving, "{server} serves; {}", stage.world.states());
+    }
+}
+
+/// L1. The primary crashes. B leads, D is promoted and has the log above GLB.
+#[test]
+fn five_primary_crashes_two_backups_and_a_promoted_witness_go_on() {
+    let mut stage = begin(5);
+    stage.crash(A);
+    stage.until("a view without A serves", |world| {
+        world.serving() == Some(B) && world.pulse(B).is_some_and(|p| p.members.contains(C))
+    });
+    create_all(&mut stage, 5..8);
+    all_there(&mut stage, 0..8);
+    stage.restart(A);
+    stage.until_serves(&[A, B, C]);
+    stage.reckon();
+}
+
+/// L2. A record reached one backup only, then the primary crashes.
+/// It was not committed; it is in all of the next view's logs, or in none.
+#[test]
+fn five_record_on_one_backup_only_is_never_half_adopted() {
+    let mut stage = begin(3);
+    for other in [C, D, E] {
+        stage.lose(A, other, Kind::Prepare);
+    }
+    let number = stage.ask(0, create(3));
+    stage.pass(MILLI);
+    assert!(!stage.is_answered(number));
+    stage.crash(A);
+    stage.no_rules();
+    assert_eq!(stage.answer(number).0, Status::Ok);
+    stage.reckon();
+}
+
+/// L5 and L6. The backups are cut off: A, D and E go on, B and C refuse. Then D moves to them: A and E
+/// commit nothing, and D's log is copied to both.
+#[test]
+fn five_partition_follows_the_majority_and_the_witness_carries_the_log_over() {
+    let mut stage = begin(3);
+    stage.part(&[B, C], &[A, D, E], true);
+    stage.until_serves(&[A, D, E]);
+    create_all(&mut stage, 3..6);
+    none_serves(&mut stage, &[B, C]);
+    stage.part(&[B, C], &[A, D, E], false);
+    stage.part(&[A, E], &[B, C, D], true);
+    stage.until_serves(&[B, C, D]);
+    none_serves(&mut stage, &[A, E]);
+    all_there(&mut stage, 0..6);
+    stage.part(&[A, E], &[B, C, D], false);
+    stage.reckon();
+}
+
+/// L7. The same partition, but D crashes with amnesia before the view forms, and comes back with B and C.
+/// What its disk says of views is enough: the view may form.
+#[test]
+fn five_amnesiac_witness_of_no_later_view_counts_for_a_quorum() {
+    let mut stage = begin(3);
+    stage.part(&[B, C], &[A, D, E], true);
+    stage.power_off(D);
+    stage.world.lose_log(D, LogLoss::SegmentsGone);
+    stage.part(&[B, C], &[A, D, E], false);
+    stage.part(&[A, E], &[B, C, D], true);
+    stage.restart(D);
+    stage.until_serves(&[B, C, D]);
+    all_there(&mut stage, 0..3);
+    stage.part(&[A, E], &[B, C, D], false);
+    stage.reckon();
+}
+
+/// L8. As L7, but the view of A, D and E had formed: D's disk says so, and D's log is lost.
+/// B, C and D refuse until A or E appears.
+#[test]
+fn five_amnesiac_witness_of_a_later_view_makes_the_group_wait_for_its_log() {
+    let mut stage = begin(3);
+    stage.part(&[B, C], &[A, D, E], true);
+    stage.until_serves(&[A, D, E]);
+    create_all(&mut stage, 3..6);
+    stage.power_off(D);
+    stage.world.lose_log(D, LogLoss::SegmentsGone);
+    stage.part(&[B, C], &[A, D, E], false);
+    stage.part(&[A, E], &[B, C, D], true);
+    stage.restart(D);
+    none_serves(&mut stage, &[A, B, C, D, E]);
+    stage.part(&[A, E], &[B, C, D], false);
+    all_there(&mut stage, 0..6);
+    stage.reckon();
+}
+
+/// L10. All lose power; D's disk is gone; A and E do not return.
+/// B, C and D must not form a view: D might have been in a later one.
+#[test]
+fn five_emptied_witness_does_not_count_for_a_quorum() {
+    let mut stage = begin(4);
+    for server in [A, B, C, D, E] {
+        stage.power_off(server);
+    }
+    stage.world.empty(D);
+    for server in [B, C, D] {
+        stage.restart(server);
+    }
+    none_serves(&mut stage, &[B, C, D]);
+    stage.restart(A);
+    all_there(&mut stage, 0..4);
+    stage.reckon();
+}
+
+/// L12. All lose power; C's log is damaged below what it acknowledged.
+/// C has amnesia and keeps its views; the view forms through A and B.
+#[test]
+fn five_backup_with_a_damaged_log_lets_the_others_bring_the_records() {
+    let mut stage = begin(8);
+    for server in [A, B, C, D, E] {
+        stage.power_off(server);
+    }
+    assert!(stage.world.lose_log(C, LogLoss::BitFlipped));
+    for server in [A, B, C, D, E] {
+        stage.restart(server);
+    }
+    stage.until_serves(&[A, B, C]);
+    all_there(&mut stage, 0..8);
+    stage.reckon();
+}
+
+/// L21. Two coordinators at once: one view forms, or they try again; numbers are unique.
+#[test]
+fn five_two_coordinators_at_once_end_in_one_view() {
+    let mut stage = begin(3);
+    for from in [B, C] {
+        for to in [B, C, D, E] {
+            stage.hold(from, to, Kind::Invite);
+        }
+    }
+    stage.crash(A);
+    stage.until("both have begun", |world| {
+        let held = world.held_messages();
+        [B, C].iter().all(|from| held.iter().any(|message| message.from == *from))
+    });
+    stage.no_rules();
+    stage.release();
+    all_there(&mut stage, 0..3);
+    create_all(&mut stage, 3..5);
+    stage.reckon();
+}
+
+/// L30. B crashes, then A. C, D and E have every op that A acknowledged.
+#[test]
+fn five_backup_then_primary_crash_the_rest_has_everything() {
+    let mut stage = begin(3);
+    stage.crash(B);
+    stage.until("a view without B serves", |world| {
+        world.serving() == Some(A) && world.pulse(A).is_some_and(|p| !p.members.contains(B))
+    });
+    create_all(&mut stage, 3..7);
+    stage.crash(A);
+    stage.until_serves(&[C, D, E]);
+    all_there(&mut stage, 0..7);
+    create_all(&mut stage, 7..9);
+    stage.restart(B);
+    stage.restart(A);
+    stage.until_serves(&[A, B, C]);
+    stage.reckon();
+}

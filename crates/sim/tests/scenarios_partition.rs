@@ -1,0 +1,112 @@
+//! Scenarios of primaries that are cut off, and of leases: one story each, n = 1.
+//! Servers: A the designated primary, B the designated backup, C the witness. Client 0 stays with A.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use harp_node::fs::request::Status;
+use harp_node::vr::Message;
+use harp_sim::profile::MILLI;
+use harp_sim::script::{A, B, C, Kind, Stage, create, lookup, remove};
+
+/// A is cut off with client 0; B and C serve client 1.
+fn cut_off(stage: &mut Stage) {
+    stage.until_serves(&[A, B]);
+    stage.create(0);
+    stage.pin(0, true);
+    stage.part(&[A], &[B, C], true);
+}
+
+/// L16. A cut-off primary receives reads.
+/// They are answered until the lease ends, then held; the new primary commits only after that.
+#[test]
+fn lease_cut_off_primary_answers_reads_until_its_lease_ends_and_never_again() {
+    let mut stage = Stage::new(1);
+    cut_off(&mut stage);
+    let early = stage.ask(0, lookup(0));
+    stage.pass(MILLI);
+    assert!(stage.is_answered(early), "the lease still runs");
+    stage.until_serves(&[B, C]);
+    assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
+    let late = stage.ask(0, lookup(0));
+    stage.settle();
+    assert!(!stage.is_answered(late), "nothing grants A a lease now");
+    stage.part(&[A], &[B, C], false);
+    stage.pin(0, false);
+    assert_eq!(stage.answer(late).0, Status::NoEnt);
+    stage.reckon();
+}
+
+/// L35. A cut-off primary holds a name that a new view has removed, and is asked to create it.
+/// Without a lease it does not say EXIST.
+#[test]
+fn lease_cut_off_primary_does_not_answer_failures() {
+    let mut stage = Stage::new(1);
+    cut_off(&mut stage);
+    stage.until_serves(&[B, C]);
+    assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
+    let late = stage.ask(0, create(0));
+    stage.settle();
+    assert!(!stage.is_answered(late), "EXIST would be wrong");
+    stage.part(&[A], &[B, C], false);
+    stage.pin(0, false);
+    assert_eq!(stage.answer(late).0, Status::Ok);
+    stage.reckon();
+}
+
+/// L22. In a view of B and C, C promises a higher one; B streams one more record.
+/// C does not acknowledge it; it is in the next view or was never answered.
+#[test]
+fn promise_member_acknowledges_nothing_below_its_promise() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.create(0);
+    stage.crash(A);
+    stage.until_serves(&[B, C]);
+    stage.create(1);
+    let lower = stage.pulse(B).formed;
+    // A comes back and starts a view change of which B hears nothing, and C not the end.
+    stage.lose(A, B, Kind::Invite);
+    stage.lose(A, C, Kind::Install);
+    let promised = Rc::new(Cell::new(false));
+    let broken = Rc::new(Cell::new(false));
+    let (sees, breaks) = (Rc::clone(&promised), Rc::clone(&broken));
+    stage.rule(move |message, envelope| {
+        match &envelope.message {
+            Message::Promise { .. } if message.from == C => sees.set(true),
+            Message::PrepareOk(ok) if message.from == C && sees.get() && ok.view == lower => {
+                breaks.set(true);
+            }
+            _ => {}
+        }
+        None
+    });
+    stage.restart(A);
+    let seen = Rc::clone(&promised);
+    stage.until("C promises a higher view", |_| seen.get());
+    let number = stage.ask(1, create(2));
+    stage.settle();
+    assert!(!broken.get(), "C acknowledged below its promise");
+    stage.no_rules();
+    assert_eq!(stage.answer(number).0, Status::Ok);
+    stage.reckon();
+}
+
+/// L26. A create is not committed yet when another client creates the same name.
+/// The second one's EXIST waits until the first one is committed.
+#[test]
+fn reply_failure_waits_for_the_record_it_shows() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.hold(B, A, Kind::PrepareOk);
+    let first = stage.ask(0, create(0));
+    stage.pass(MILLI);
+    let second = stage.ask(1, create(0));
+    stage.pass(2 * MILLI);
+    assert!(!stage.is_answered(first) && !stage.is_answered(second));
+    stage.no_rules();
+    stage.release();
+    assert_eq!(stage.answer(first).0, Status::Ok);
+    assert_eq!(stage.answer(second).0, Status::Exist);
+    stage.reckon();
+}
