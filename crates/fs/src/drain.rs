@@ -154,9 +154,9 @@ impl Shadow {
             return self.clean.put_block(ino, block, Some(data), false);
         }
         let mut content = [0; BLOCK_BYTES];
-        match self.fill(RETIRED, (ino, block), log, &mut content) {
-            Filled::Done(_) => self.clean.put_block(ino, block, Some(&content), false),
-            Filled::Lacking => self.clean.forget_block(ino, block),
+        // What is lacking below, the clean cache does not have: nothing is to be forgotten.
+        if let Filled::Done(_) = self.fill(RETIRED, (ino, block), log, &mut content) {
+            self.clean.put_block(ino, block, Some(&content), false);
         }
     }
 }

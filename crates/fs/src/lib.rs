@@ -33,3 +33,8 @@ mod pages;
 pub mod plan;
 pub mod request;
 pub mod shadow;
+
+#[cfg(test)]
+mod shadow_tests;
+#[cfg(test)]
+mod testing;
