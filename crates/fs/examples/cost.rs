@@ -4,7 +4,7 @@
 //! Invariant: each figure is of one kind of request, plan and apply together, the best of its runs.
 //! Source: the budget in the design, section 10.
 //!
-//! `cargo run --release -p harp-fs --example cost`
+//! `cargo run --release -p harp-fs --example cost -- [FILES] [--backup]`
 
 use std::time::Instant;
 
@@ -20,8 +20,10 @@ use harp_fs::request::{
 use harp_fs::shadow::{Shadow, ShadowSettings};
 
 const RING_BYTES: usize = 512 << 20;
-const FILES: usize = 400_000;
-const REPEATS: usize = 5;
+/// Files in the one directory, unless the first argument says otherwise.
+const FILES: usize = 20_000;
+const READS: usize = 200_000;
+const REPEATS: usize = 10;
 
 struct Ring<'a>(&'a [u8]);
 
@@ -155,6 +157,7 @@ impl Bench {
 
 fn main() {
     let with_backup = std::env::args().any(|arg| arg == "--backup");
+    let files = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(FILES);
     let mut bench = Bench::new();
     if !with_backup {
         bench.backup = None;
@@ -164,23 +167,23 @@ fn main() {
     let dir =
         bench.make(&Request::MkDir { what: DirName { dir: top.as_slice(), name: b"large" }, set });
     let dir = dir.as_slice();
-    let names: Vec<String> = (0..FILES).map(|i| format!("file-{i:07}")).collect();
-    let mut handles = Vec::with_capacity(FILES);
+    let names: Vec<String> = (0..files).map(|i| format!("file-{i:07}")).collect();
+    let mut handles = Vec::with_capacity(files);
 
     let fetched = bench.fetches;
-    let ns = bench.measure(FILES, |bench, i| {
+    let ns = bench.measure(files, |bench, i| {
         let what = DirName { dir, name: names[i].as_bytes() };
         handles.push(bench.make(&Request::Create { what, how: CreateHow::Guarded(set) }));
     });
     println!("create in a large directory  {ns:7.0} ns   {} fetches", bench.fetches - fetched);
-    println!("bytes of effects per create  {:7.0}", bench.pos as f64 / FILES as f64);
+    println!("bytes of effects per create  {:7.0}", bench.pos as f64 / files as f64);
 
-    let spread = |i: usize| i * 7919 % FILES;
-    let ns = bench.measure(FILES, |bench, i| {
+    let spread = |i: usize| i * 7919 % files;
+    let ns = bench.measure(READS, |bench, i| {
         bench.call(&Request::GetAttr { handle: handles[spread(i)].as_slice() });
     });
     println!("getattr                      {ns:7.0} ns");
-    let ns = bench.measure(FILES, |bench, i| {
+    let ns = bench.measure(READS, |bench, i| {
         let what = DirName { dir, name: names[spread(i)].as_bytes() };
         bench.call(&Request::Lookup { what });
     });
@@ -205,15 +208,15 @@ fn main() {
         bench.call(&Request::Read { handle, offset: 0, count: 4096 });
     });
     println!("read 4 KiB                   {ns:7.0} ns");
-    let ns = bench.measure(FILES / 2, |bench, i| {
+    let ns = bench.measure(files / 2, |bench, i| {
         let name = format!("moved-{i}");
         let from = DirName { dir, name: names[i].as_bytes() };
         let to = DirName { dir, name: name.as_bytes() };
         bench.call(&Request::Rename { from, to });
     });
     println!("rename in place              {ns:7.0} ns");
-    let ns = bench.measure(FILES / 2, |bench, i| {
-        let what = DirName { dir, name: names[FILES / 2 + i].as_bytes() };
+    let ns = bench.measure(files / 2, |bench, i| {
+        let what = DirName { dir, name: names[files / 2 + i].as_bytes() };
         bench.call(&Request::Remove { what });
     });
     println!("remove                       {ns:7.0} ns");

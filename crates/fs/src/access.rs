@@ -108,3 +108,73 @@ pub fn mode_settable(mode: u32, gid: u32, who: &Credential<'_>) -> u32 {
     let mode = mode & MODE_BITS;
     if who.uid == 0 || who.in_group(gid) { mode } else { mode & !SET_GID }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Time;
+
+    fn inode(kind: FileType, mode: u32) -> Inode {
+        Inode {
+            kind,
+            mode,
+            nlink: 1,
+            uid: 10,
+            gid: 20,
+            size: 0,
+            used_blocks: 0,
+            device: (0, 0),
+            generation: 1,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+            verifier: [0; 8],
+            parent: 0,
+            next_cookie: 0,
+            entry_count: 0,
+        }
+    }
+
+    fn who(uid: u32, gid: u32, groups_be: &[u8]) -> Credential<'_> {
+        Credential { uid, gid, groups_be }
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides_even_when_a_later_one_grants_more() {
+        let file = inode(FileType::Regular, 0o077);
+        assert!(!allows(&file, &who(10, 20, &[]), READ));
+        let file = inode(FileType::Regular, 0o707);
+        assert!(!allows(&file, &who(11, 20, &[]), READ));
+        assert!(!allows(&file, &who(11, 1, &20u32.to_be_bytes()), READ));
+        assert!(allows(&file, &who(11, 1, &[]), READ | WRITE | EXECUTE));
+    }
+
+    #[test]
+    fn root_passes_but_executes_only_what_somebody_may() {
+        let root = who(0, 0, &[]);
+        let file = inode(FileType::Regular, 0o000);
+        assert!(allows(&file, &root, READ | WRITE) && !allows(&file, &root, EXECUTE));
+        assert!(allows(&inode(FileType::Directory, 0), &root, EXECUTE));
+        assert!(allows(&inode(FileType::Regular, 0o001), &root, EXECUTE));
+    }
+
+    #[test]
+    fn access_answers_only_what_fits_the_kind() {
+        let owner = who(10, 1, &[]);
+        let file = granted(&inode(FileType::Regular, 0o700), &owner, 0x3f);
+        assert_eq!(file, ask::READ | ask::MODIFY | ask::EXTEND | ask::EXECUTE);
+        let dir = granted(&inode(FileType::Directory, 0o700), &owner, 0x3f);
+        assert_eq!(dir, ask::READ | ask::LOOKUP | ask::MODIFY | ask::EXTEND | ask::DELETE);
+        let closed = granted(&inode(FileType::Directory, 0o600), &owner, 0x3f);
+        assert_eq!(closed, ask::READ, "entries change only where names may be searched");
+        assert_eq!(granted(&inode(FileType::Regular, 0o700), &owner, ask::READ), ask::READ);
+    }
+
+    #[test]
+    fn set_id_bits_go_where_they_mean_execution() {
+        assert_eq!(without_set_id(0o6755), 0o755);
+        assert_eq!(without_set_id(0o6745), 0o2745, "without group execution it is no set-gid");
+        assert_eq!(mode_settable(0o12755, 20, &who(10, 20, &[])), 0o2755);
+        assert_eq!(mode_settable(0o2755, 99, &who(10, 20, &[])), 0o755);
+    }
+}

@@ -161,6 +161,7 @@ impl World {
                     assert!(needs.is_empty() && data.len() == 1);
                     let bound = harp_fs::effect::effects_len_max(request);
                     assert!(effects_len <= bound, "{effects_len} > {bound}: {request:?}");
+                    self.plan_again(credential, request, effects_len, &response);
                     self.append(effects_len);
                     let shows = self.fp();
                     let failed_modification = false;
@@ -170,6 +171,28 @@ impl World {
             }
         }
         panic!("after {ROUNDS_MAX} rounds still lacking something for {request:?}");
+    }
+
+    /// Planning changes nothing: done again, it gives the same.
+    fn plan_again(
+        &mut self,
+        credential: Credential<'_>,
+        request: &Request<'_>,
+        len: usize,
+        response: &Response,
+    ) {
+        let (past, room) = self.ring.split_at_mut(self.pos);
+        let ring = Ring(past);
+        let context = Context { credential, now: self.now, volume: &self.volume, log: &ring };
+        let (first, room) = room.split_at_mut(len);
+        let shadow = &mut self.primary.shadow;
+        match plan(shadow, request, &context, room, &mut Vec::new(), &mut Vec::new()) {
+            Planned::Record { response: again, effects_len } => {
+                assert_eq!((&again, effects_len), (response, len));
+                assert!(room[..len] == *first, "the same effects");
+            }
+            planned => panic!("{planned:?} the second time"),
+        }
     }
 
     fn append(&mut self, len: usize) {
