@@ -61,8 +61,13 @@ impl Node {
                 applied.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
                 copy.clients.record(op, header.time, &operation.stamp, operation.reply);
             }
-            kind::BARRIER => copy.barrier = Some(op),
-            _ => {}
+            other => {
+                let nothing = copy.shadow.apply(op, &[], at.0, &self.bytes);
+                nothing.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
+                if other == kind::BARRIER {
+                    copy.barrier = Some(op);
+                }
+            }
         }
         copy.shadow_op = op;
     }

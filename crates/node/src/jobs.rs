@@ -255,7 +255,6 @@ pub fn image_state<E: Engine, D: Disk>(store: &Store<E, D>) -> Result<ImageState
     })?;
     let lb = reader.op();
     let clients = ClientTable::load(lb, rows.iter().map(|(k, v)| (&k[..], &v[..])));
-    let clients =
-        clients.ok_or_else(|| StoreError::value(Table::Meta, &[ROW_PREFIX]))?;
+    let clients = clients.ok_or_else(|| StoreError::value(Table::Meta, &[ROW_PREFIX]))?;
     Ok(ImageState { lb, clients })
 }

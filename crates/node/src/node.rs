@@ -108,6 +108,9 @@ pub(crate) struct Adopting {
 impl Node {
     /// Feeds one event. Call [`Node::finish`] after the last event of a turn.
     pub fn step(&mut self, now: Now, event: Event<'_>, out: &mut Output) {
+        if self.failing && !matches!(event, Event::Disk(_)) {
+            return; // rule 8: it only waits for the view file to say so
+        }
         match event {
             Event::Tick => {}
             Event::ConnOpened { conn, address, port } => self.on_conn_opened(conn, address, port),
@@ -131,6 +134,10 @@ impl Node {
 
     /// Ends a turn: applies, answers, seals the batch of records, speaks to the members.
     pub fn finish(&mut self, now: Now, out: &mut Output) {
+        if self.failing {
+            out.wake_at = now.steady.plus(self.settings.heartbeat);
+            return;
+        }
         if now.steady >= self.next_tick {
             self.next_tick = now.steady.plus(self.settings.heartbeat / 2);
             let stalled = self.write_since.map_or(0, |since| now.steady.since(since));
@@ -240,11 +247,15 @@ impl Node {
                 }
             }
             DiskDone::Read { token, at, bytes } => return self.on_read(token, at, bytes, out),
-            DiskDone::Slot { file: SlotFile::View, sequence } => {
-                if self.failing {
+            DiskDone::Slot { file: SlotFile::View, sequence } if self.failing => {
+                if sequence == self.replica.persisting() {
                     let why = "a write to the log failed; it is marked not intact".into();
                     out.notices.push(Notice::Fatal { why });
                 }
+                return;
+            }
+            _ if self.failing => return,
+            DiskDone::Slot { file: SlotFile::View, sequence } => {
                 return self.replica.on_persisted(now.steady, sequence, &mut self.actions);
             }
             done => done,
@@ -287,8 +298,11 @@ impl Node {
             Some(SlotFile::LogHead) | None => {
                 let text = format!("writing the log failed: {error}");
                 out.notices.push(Notice::Remark { text });
-                self.failing = true;
-                self.replica.void_log(&mut self.actions);
+                if !self.failing {
+                    self.failing = true;
+                    self.actions.clear();
+                    self.replica.void_log(&mut self.actions);
+                }
             }
         }
         None
@@ -299,9 +313,6 @@ impl Node {
     }
 
     fn seal(&mut self, now: Now, out: &mut Output) {
-        if self.failing {
-            return;
-        }
         let before = out.disk.len();
         let cp = self.replica.cp().0;
         let mut wrote = self.log.seal(cp, &mut out.disk);
@@ -442,7 +453,9 @@ impl Node {
             return;
         }
         copy.draining = copy.shadow.drain(DRAIN_PER_TURN, &self.bytes);
-        if !copy.filling && let Some(need) = copy.shadow.wanted() {
+        if !copy.filling
+            && let Some(need) = copy.shadow.wanted()
+        {
             copy.filling = true;
             out.jobs.push(StoreJob(Work::Fetch { id: FILTER_FETCH, needs: vec![need] }));
         }

@@ -128,6 +128,9 @@ impl Replica {
         assert!(install.members.contains(self.settings.me), "phase 2 goes to members only");
         let staged = self.choose_base(&install, out);
         self.cp = self.cp.max(install.cp);
+        if !staged {
+            self.agreed = self.agreed.max(install.cp.min(self.log.end));
+        }
         self.glb = self.glb.max(install.glb);
         let promise_left = self.settings.lengthened(install.lease_left);
         self.promise_until = self.promise_until.max(now.plus(promise_left));
@@ -255,6 +258,7 @@ impl Replica {
         );
         self.log = log;
         self.tag = Some(view);
+        self.agreed = self.cp.min(log.end);
         self.staged = None;
         self.durable.formed = view;
         self.durable.members = install.members;
@@ -347,7 +351,8 @@ impl Replica {
         if prepare.all_formed {
             // Only now can CP have moved in this view; what is told before is not news.
             *primary_ap = (*primary_ap).max(prepare.ap);
-            self.cp = self.cp.max(prepare.cp.min(self.log.end));
+            self.cp = self.cp.max(prepare.cp);
+            self.agreed = self.agreed.max(prepare.cp.min(self.log.end));
             self.glb = self.glb.max(prepare.glb);
             self.promise_until = self.promise_until.max(now.plus(self.settings.lease));
             self.ack_echo = self.ack_echo.max(prepare.sent);

@@ -78,6 +78,7 @@ impl Replica {
             self.tag = None;
             let end = self.log.end;
             self.log = LogFacts { begin: end.next(), end, durable: end };
+            self.agreed = end;
             out.push(Action::DropLog);
         }
     }
@@ -93,7 +94,7 @@ impl Replica {
             members: self.durable.members,
             serving: self.serving,
             normal: self.is_normal(),
-            cp: self.cp,
+            cp: self.cp(),
             lb: self.image.unwrap_or_default(),
             glb: self.glb,
             configuration: self.configuration,
@@ -130,8 +131,13 @@ impl Replica {
         }
         let wanted = staged.end.next();
         if wanted < begin {
-            // The sender trimmed beyond us (GLB moved on): begin anew above GLB.
-            self.restage(out);
+            // The sender trimmed beyond us (GLB moved on): begin anew above GLB, if the image allows.
+            if self.can_follow() {
+                self.restage(out);
+            } else {
+                self.staged = None;
+                out.push(Action::DropStaged);
+            }
             return Records::Ignore;
         }
         if first > wanted || last < wanted {
@@ -149,15 +155,23 @@ impl Replica {
         self.stage_from(begin, on_disk, out);
     }
 
+    /// Whether the log above GLB is enough for this server: a witness needs no more, a copy an image that
+    /// counts and reaches GLB.
+    fn can_follow(&self) -> bool {
+        let me = self.settings.me;
+        let admitted = self.configuration.disks[me.index()] == self.durable.incarnation.disk;
+        let whole = admitted && !self.configuration.needs_image.contains(me);
+        self.image.is_none_or(|lb| whole && lb >= self.glb)
+    }
+
     fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let Some(running) = self.running else { return };
         if self.holds_log_of(&running) {
             return;
         }
         if self.staged.is_none() {
-            let whole = !self.configuration.needs_image.contains(self.settings.me);
-            if self.image.is_some_and(|lb| lb < self.glb || !whole) {
-                return; // the log alone cannot complete this image
+            if !self.can_follow() {
+                return;
             }
             self.restage(out);
         }

@@ -87,6 +87,7 @@ impl Replica {
         if held > self.cp {
             assert!(held <= self.log.end, "CP beyond FP");
             self.cp = held;
+            self.agreed = held;
         }
     }
 

@@ -227,7 +227,10 @@ pub struct Replica {
     /// LB of the image; `None` at a witness.
     pub(crate) image: Option<Op>,
     pub(crate) ap: Op,
+    /// Ops up to here are known to be committed, whatever this server holds.
     pub(crate) cp: Op,
+    /// The current log is known to agree with committed history up to here.
+    pub(crate) agreed: Op,
     pub(crate) glb: Op,
     /// At the end of the current log.
     pub(crate) configuration: Configuration,
@@ -302,6 +305,7 @@ impl Replica {
             image,
             ap: image.unwrap_or_default(),
             cp,
+            agreed: start.cp.min(start.log.end),
             glb: if start.tag.is_some() { glb.min(image.unwrap_or(glb)) } else { Op::ZERO },
             configuration: durable.configuration,
             changes: Vec::new(),
@@ -349,14 +353,24 @@ impl Replica {
         self.durable.members
     }
 
+    /// Number of the newest view-file write that was asked for.
+    pub fn persisting(&self) -> u64 {
+        self.persist_issued
+    }
+
     /// The view file's content as it stands (perhaps not yet durable).
     pub fn durable(&self) -> &Durable {
         &self.durable
     }
 
-    /// Highest op known to be committed.
+    /// The commit point as far as this server holds the records: in the staged log while it gathers one,
+    /// else in the current log. What is known beyond is not counted: the current log may differ there.
     pub fn cp(&self) -> Op {
-        self.cp
+        let held = match &self.staged {
+            Some(staged) => staged.committed.min(staged.end),
+            None => self.agreed,
+        };
+        held.max(self.image.unwrap_or_default())
     }
 
     /// Lowest LB among the copies that count.
@@ -406,8 +420,8 @@ impl Replica {
     /// Up to where this server may apply: CP; at a backup not beyond its primary's AP.
     pub fn may_apply(&self) -> Op {
         match &self.stage {
-            Stage::Member { primary_ap, .. } => self.cp.min(*primary_ap),
-            _ => self.cp,
+            Stage::Member { primary_ap, .. } => self.cp().min(*primary_ap),
+            _ => self.cp(),
         }
     }
 
@@ -545,7 +559,7 @@ impl Replica {
 
     /// Records up to `ap` are applied.
     pub fn on_applied(&mut self, ap: Op) {
-        assert!(ap <= self.cp, "AP {ap} beyond CP {}", self.cp);
+        assert!(ap <= self.cp(), "AP {ap} beyond CP {}", self.cp());
         self.ap = self.ap.max(ap);
     }
 
@@ -581,7 +595,7 @@ impl Replica {
 
     /// Committed changes go to the view file, before their records can be trimmed.
     pub(crate) fn settle_configuration(&mut self, out: &mut Vec<Action>) {
-        let settled = self.changes.iter().take_while(|(op, _)| *op <= self.cp).count();
+        let settled = self.changes.iter().take_while(|(op, _)| *op <= self.agreed).count();
         if settled == 0 {
             return;
         }
