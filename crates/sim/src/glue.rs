@@ -160,6 +160,7 @@ pub fn pulse(node: &Node, clock: &Clock, at: u64, life: u32) -> Pulse {
         at,
         copy: matches!(status.role, "primary" | "backup" | "learner"),
         primary: status.role == "primary",
+        normal: node.replica().is_normal(),
         learner: status.role == "learner",
         serving: status.serving,
         promised: status.promised,

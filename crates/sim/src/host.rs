@@ -62,7 +62,9 @@ pub struct Process {
     /// When a wake-up is due at the earliest, in true time.
     pub wake_due: u64,
     /// Its commit point at its last turn.
-    pub seen_cp: u64,
+    pub cp: u64,
+    /// Up to here the observer has seen the records it counts as committed.
+    pub counted: u64,
     /// It dies at the end of its next turn, in the middle of what the turn wanted done.
     pub dies_next_turn: bool,
     /// Its next turn takes this much longer between computing and letting go.
@@ -83,7 +85,8 @@ impl Process {
             busy_until: now,
             wake_at: Nanos(0),
             wake_due: u64::MAX,
-            seen_cp: 0,
+            cp: 0,
+            counted: 0,
             dies_next_turn: false,
             stalls_next_turn: 0,
         }

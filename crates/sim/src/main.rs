@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use harp_node::vr::Planted;
+use harp_sim::nemesis::FaultSet;
 use harp_sim::{Report, Wish, run};
 
 const USAGE: &str = "\
@@ -17,6 +18,7 @@ harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a s
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
 
+--without FAULT, as often as you like, leaves a class of faults out.
 N defaults to 5000, the group to n = 1, seeds of a hunt to 0..2000, threads (--threads T) to 2.";
 
 #[derive(Clone, Debug)]
@@ -26,6 +28,7 @@ struct Orders {
     ops: u64,
     n: u8,
     planted: Option<Planted>,
+    without: FaultSet,
     hunt: Vec<Planted>,
     trace: bool,
     threads: u64,
@@ -63,6 +66,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
         ops: 5000,
         n: 1,
         planted: None,
+        without: FaultSet::NONE,
         hunt: Vec::new(),
         trace: false,
         threads: 2,
@@ -75,6 +79,9 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
             Long("ops") => orders.ops = parser.value()?.parse()?,
             Long("n") => orders.n = parser.value()?.parse_with(shape)?,
             Long("planted") => orders.planted = Some(parser.value()?.parse_with(planted)?),
+            Long("without") => {
+                orders.without = orders.without.and(parser.value()?.parse_with(fault)?);
+            }
             Long("hunt") => orders.hunt = vec![parser.value()?.parse_with(planted)?],
             Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
             Long("trace") => orders.trace = true,
@@ -100,15 +107,23 @@ fn planted(text: &str) -> Result<Planted, String> {
     Planted::named(text).ok_or(format!("no planted bug '{text}'; there are {}", names.join(", ")))
 }
 
+fn fault(text: &str) -> Result<FaultSet, String> {
+    let all = FaultSet::ALL.names().join(", ");
+    FaultSet::named(text).ok_or(format!("no fault '{text}'; there are {all}"))
+}
+
 fn name_of(bug: Planted) -> &'static str {
     Planted::ALL.iter().find(|(b, _)| *b == bug).map_or("unnamed", |(_, name)| name)
 }
 
 /// The line that runs this world again.
 fn replay(wish: Wish) -> String {
-    let Wish { seed, n, ops, planted } = wish;
+    let Wish { seed, n, ops, planted, without } = wish;
+    let without: String = without.names().iter().map(|name| format!(" --without {name}")).collect();
     let planted = planted.map_or(String::new(), |bug| format!(" --planted {}", name_of(bug)));
-    format!("cargo run --release -p harp-sim -- --seed {seed} --ops {ops} --n {n}{planted} --trace")
+    format!(
+        "cargo run --release -p harp-sim -- --seed {seed} --ops {ops} --n {n}{planted}{without} --trace"
+    )
 }
 
 thread_local! {
@@ -143,7 +158,7 @@ fn run_one(wish: Wish, trace: bool) -> Option<Report> {
 }
 
 fn wish(orders: &Orders, seed: u64) -> Wish {
-    Wish { seed, n: orders.n, ops: orders.ops, planted: orders.planted }
+    Wish { seed, n: orders.n, ops: orders.ops, planted: orders.planted, without: orders.without }
 }
 
 fn one(orders: &Orders, seed: u64) -> ExitCode {
@@ -217,6 +232,9 @@ fn finds(orders: &Orders, bug: Planted, seed: u64) -> bool {
     let mut command = Command::new(program);
     command.args(["--seed", &seed.to_string(), "--ops", &orders.ops.to_string()]);
     command.args(["--n", &orders.n.to_string(), "--planted", name_of(bug)]);
+    for name in orders.without.names() {
+        command.args(["--without", &name]);
+    }
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     !status.expect("the program that runs can be run").success()
 }

@@ -85,6 +85,8 @@ pub struct FaultSet(u32);
 impl FaultSet {
     /// No faults.
     pub const NONE: FaultSet = FaultSet(0);
+    /// All of them.
+    pub const ALL: FaultSet = FaultSet((1 << ALL.len()) - 1);
 
     /// Each class is in with a fair chance; a set is never empty.
     pub fn draw(rng: &mut Rng) -> FaultSet {
@@ -95,6 +97,28 @@ impl FaultSet {
         }
         set |= 1 << *rng.pick(&ALL) as u32;
         FaultSet(set)
+    }
+
+    /// The class with this name.
+    pub fn named(name: &str) -> Option<FaultSet> {
+        let fault = ALL.iter().find(|fault| format!("{fault:?}") == name)?;
+        Some(FaultSet(1 << *fault as u32))
+    }
+
+    /// The names of the classes it has.
+    pub fn names(self) -> Vec<String> {
+        let have = ALL.iter().filter(|fault| self.contains(**fault));
+        have.map(|fault| format!("{fault:?}")).collect()
+    }
+
+    /// These classes and those.
+    pub fn and(self, other: FaultSet) -> FaultSet {
+        FaultSet(self.0 | other.0)
+    }
+
+    /// These classes, except those.
+    pub fn without(self, other: FaultSet) -> FaultSet {
+        FaultSet(self.0 & !other.0)
     }
 
     /// Whether it has none.

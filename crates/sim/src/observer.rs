@@ -213,6 +213,13 @@ impl Observer {
         self.view_complete.damaged(server);
     }
 
+    /// A process is told that a write or sync of its log failed: its log is void until rewritten.
+    pub fn disk_failed(&mut self, server: ServerId, life: u32) {
+        self.failed_disk.told(server, life);
+        self.survives.damaged(server);
+        self.view_complete.damaged(server);
+    }
+
     /// The disk of `server` is gone.
     pub fn wiped(&mut self, server: ServerId, view: View) {
         self.log_damaged(server, view);

@@ -109,13 +109,15 @@ impl World {
 /// The disk command under way is done in part.
 fn leave_command(process: &Process, host: &mut crate::host::Host, power: bool, rng: &mut Rng) {
     let Some(command) = process.commands.front() else { return };
+    // A failure that nobody was told of leaves a cache that lies; no server can survive that.
+    host.disk.failing = None;
     match command {
         DiskCommand::Write { at, bytes, .. } => {
             let bytes = host.ring.bytes(*at, *bytes);
             if rng.chance(700) {
                 host.disk.write_part(*at, bytes, rng);
             } else if rng.chance(500) {
-                // Written and synced; only the answer is lost. A planned failure is due here too.
+                // Written and synced; only the answer is lost.
                 let _ = command.clone().run(&mut host.disk, &host.ring);
             }
         }

@@ -34,6 +34,15 @@ pub struct Wish {
     pub ops: u64,
     /// The rule broken on purpose, if any.
     pub planted: Option<Planted>,
+    /// Classes of faults that must not occur, whatever the seed says.
+    pub without: FaultSet,
+}
+
+impl Wish {
+    /// The world of a seed, with all its faults.
+    pub fn new(seed: u64, n: u8, ops: u64) -> Wish {
+        Wish { seed, n, ops, planted: None, without: FaultSet::NONE }
+    }
 }
 
 /// The manners of the network between servers.
@@ -193,7 +202,7 @@ impl Profile {
         let rng = &mut Rng::new(wish.seed, Stream::Profile);
         let mut profile = Profile::calm(wish);
         profile.network = NetworkProfile::draw(rng);
-        profile.faults = FaultSet::draw(rng);
+        profile.faults = FaultSet::draw(rng).without(wish.without);
         profile.fault_gap = rng.between(8, 80) * MILLI;
         profile.drift_ppm_max = *rng.pick(&[0, 100, 1_000, 10_000]);
         profile.lease = rng.between(8, 16) * MILLI;
@@ -269,7 +278,7 @@ mod tests {
     #[test]
     fn every_drawn_world_keeps_the_settings_rules() {
         for seed in 0..200 {
-            let profile = Profile::draw(Wish { seed, n: 1, ops: 5000, planted: None });
+            let profile = Profile::draw(Wish::new(seed, 1, 5000));
             let settings = profile.settings(ServerId(0));
             assert!(settings.lease < settings.failure_timeout);
             assert_eq!(RING_BYTES as u64 % settings.segment_bytes, 0);

@@ -89,7 +89,7 @@ impl Stage {
 
     /// A freshly formatted group at its very start.
     pub fn unformed(n: u8) -> Stage {
-        let mut profile = Profile::calm(Wish { seed: 1, n, ops: 0, planted: None });
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
         profile.clients.clients = 2;
         let mut world = World::new(profile);
         let rules: Rc<RefCell<Vec<Rule>>> = Rc::default();

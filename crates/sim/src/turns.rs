@@ -58,7 +58,7 @@ impl World {
         let mut out = std::mem::take(&mut process.out);
         host.process = Some(process);
 
-        let outcome = self.turn_out(server, end, &out);
+        let outcome = self.turn_out(server, end);
         self.set_going(server, end, &mut out)?;
         outcome?;
         let host = &mut self.hosts[server.index()];
@@ -87,7 +87,7 @@ impl World {
                 Incoming::Tick => node.step(now, Event::Tick, out),
                 Incoming::Disk(done) => {
                     if let DiskDone::Failed { read: false, .. } = done {
-                        self.observer.failed_disk.told(server, self.hosts[server.index()].life);
+                        self.observer.disk_failed(server, self.hosts[server.index()].life);
                     }
                     node.step(now, Event::Disk(done), out);
                 }
@@ -119,19 +119,20 @@ impl World {
     }
 
     /// The observer sees the turn's end: first what is committed now, then what leaves.
-    fn turn_out(&mut self, server: ServerId, end: u64, out: &Output) -> Verdict {
+    fn turn_out(&mut self, server: ServerId, end: u64) -> Verdict {
         let host = &mut self.hosts[server.index()];
         let process = host.process.as_mut().expect("it lives");
         let pulse = glue::pulse(&process.node, &host.clock, end, host.life);
-        for op in process.seen_cp + 1..=pulse.cp {
+        // A server that takes no part in its view may know of commitments that its own log lacks.
+        let counted = if pulse.normal { pulse.cp } else { process.counted };
+        for op in process.counted + 1..=counted {
             if let Some(record) = glue::committed(&process.node, op) {
                 self.observer.counts_committed(server, record)?;
             }
         }
-        process.seen_cp = pulse.cp;
-        self.observer.turn_ended(&pulse)?;
-        let fatal = out.notices.iter().any(|notice| matches!(notice, Notice::Fatal { .. }));
-        self.observer.failed_disk.check(server, host.life, fatal)
+        process.counted = process.counted.max(counted);
+        process.cp = pulse.cp;
+        self.observer.turn_ended(&pulse)
     }
 
     /// Sends, answers, and hands commands and jobs to their threads.
@@ -199,6 +200,7 @@ impl World {
         let (from, to, bytes) = (message.from, message.to, message.bytes.len());
         let envelope = glue::envelope(&message.bytes);
         self.observer.sent(from, &envelope)?;
+        self.observer.failed_disk.sent(from, self.hosts[from.index()].life, &envelope)?;
         note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));
         match self.filter.as_mut().map_or(Fate::Pass, |f| f(self.mail.get(slot), &envelope)) {
             Fate::Hold => {
@@ -254,7 +256,9 @@ impl World {
         if out.replies.is_empty() {
             return Ok(());
         }
-        let cp = self.hosts[server.index()].process.as_ref().expect("it lives").seen_cp;
+        let cp = self.hosts[server.index()].process.as_ref().expect("it lives").cp;
+        let life = self.hosts[server.index()].life;
+        self.observer.failed_disk.answered(server, life)?;
         for reply in &out.replies {
             if !quota.take() {
                 break;

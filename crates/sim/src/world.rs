@@ -387,6 +387,5 @@ fn draw_clock(profile: &Profile, rng: &mut Rng) -> Clock {
 
 /// A calm world, for scripts.
 pub fn calm(n: u8) -> World {
-    let wish = Wish { seed: 1, n, ops: 0, planted: None };
-    World::new(Profile::calm(wish))
+    World::new(Profile::calm(Wish::new(1, n, 0)))
 }

@@ -4,8 +4,7 @@
 use harp_sim::{Report, Wish, run};
 
 fn world(seed: u64, n: u8, ops: u64) -> Report {
-    let wish = Wish { seed, n, ops, planted: None };
-    run(wish, false).unwrap_or_else(|violation| {
+    run(Wish::new(seed, n, ops), false).unwrap_or_else(|violation| {
         panic!("{violation}\nreplay: cargo run --release -p harp-sim -- --seed {seed} --ops {ops} --n {n} --trace")
     })
 }

@@ -120,8 +120,8 @@ pub struct Model {
     /// Hashes of all handles, numbers of all objects: no two objects share one. Never iterated.
     pub(super) handles: HashSet<u64>,
     pub(super) fileids: HashSet<u64>,
-    /// Whether what a fitting reply shows is taken in.
-    pub(super) learning: bool,
+    /// Whether what a fitting reply shows is taken in, and which states it may show.
+    pub(super) learning: Option<(u64, u64)>,
 }
 
 impl Default for Model {
@@ -133,7 +133,7 @@ impl Default for Model {
             write_verifier: None,
             handles: HashSet::new(),
             fileids: HashSet::new(),
-            learning: true,
+            learning: None,
         };
         model.add(0, Kind::Directory, None, ROOT, None);
         model

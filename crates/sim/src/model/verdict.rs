@@ -84,18 +84,35 @@ impl Model {
         };
         need(status_of(response) == Status::Ok, "a failure, yet the change is in the log")?;
         let moment = Moment { before: op - 1, after: op };
+        self.learning = Some((op, op));
         self.check_modified(intent, response, touched, moment)?;
         Ok(Answer { status: Some(Status::Ok), ino: touched })
     }
 
-    /// Judges a reply that changed nothing, against the state right after `at`.
-    pub fn check_view(&mut self, at: u64, intent: &Intent, content: Content<'_>) -> Fits<Answer> {
-        // A reply that fits in part only must leave no trace: first it is compared, then taken in.
-        self.learning = false;
-        let fits = self.compare_view(at, intent, content);
-        self.learning = true;
-        fits?;
-        self.compare_view(at, intent, content)
+    /// Judges a reply that changed nothing, against the state right after `at`: one of the states from
+    /// `span.0` to `span.1` that it may show.
+    pub fn check_view(
+        &mut self,
+        at: u64,
+        span: (u64, u64),
+        intent: &Intent,
+        content: Content<'_>,
+    ) -> Fits<Answer> {
+        // A reply that fits in part only, or fits several states, must leave no trace: first it is
+        // compared, then taken in.
+        self.learning = None;
+        let answer = self.compare_view(at, intent, content);
+        let named = match *intent {
+            Intent::Lookup { dir, name } | Intent::Create { dir, name, .. } => Some((dir, name)),
+            _ => None,
+        };
+        let same =
+            named.is_none_or(|(dir, name)| self.inode(dir).entries[name.index()].is_same(span));
+        if answer.is_ok() && same {
+            self.learning = Some(span);
+            self.compare_view(at, intent, content)?;
+        }
+        answer
     }
 
     fn compare_view(&mut self, at: u64, intent: &Intent, content: Content<'_>) -> Fits<Answer> {
@@ -284,8 +301,9 @@ impl Model {
 
     /// Compares attributes right after `at`, and learns times and the file number on success.
     fn check_attr(&mut self, ino: Ino, shown: &Attributes, at: u64) -> Fits<()> {
-        let fileids = &mut self.fileids;
+        let (fileids, learning) = (&mut self.fileids, self.learning);
         let inode = &mut self.inodes[ino.0 as usize];
+        let same = learning.is_some_and(|span| inode.attr.is_same(span));
         let attr = inode.attr.at_mut(at).ok_or(Mismatch("an object that is not there yet"))?;
         let kind = match inode.kind {
             Kind::File => FileType::Regular,
@@ -306,14 +324,16 @@ impl Model {
             }
         }
         need(inode.fileid.is_none_or(|known| known == shown.fileid), "another file number")?;
-        if !self.learning {
+        if learning.is_none() {
             return Ok(());
         }
         if inode.fileid.is_none() {
             need(fileids.insert(shown.fileid), "the file number of another object")?;
             inode.fileid = Some(shown.fileid);
         }
-        attr.times = Some(times);
+        if same {
+            attr.times = Some(times);
+        }
         Ok(())
     }
 
@@ -341,7 +361,7 @@ impl Model {
             return need(known == *handle, "another handle");
         }
         need(!self.handles.contains(&hash(handle.as_slice())), "the handle of another object")?;
-        if self.learning {
+        if self.learning.is_some() {
             self.handles.insert(hash(handle.as_slice()));
             self.inode_mut(ino).handle = Some(*handle);
         }
@@ -396,7 +416,7 @@ mod tests {
         let get = Intent::GetAttr { ino: made.unwrap() };
         let mut see = |attr| {
             let reply = Response::GetAttr { status: Status::Ok, ok: Some(attr) };
-            model.check_view(2, &get, Content::Nfs(&reply, &[]))
+            model.check_view(2, (2, 2), &get, Content::Nfs(&reply, &[]))
         };
         assert!(see(attributes(0o600, 77, 9)).is_ok());
         assert_eq!(see(attributes(0o600, 77, 8)), Err(Mismatch("other times")));
@@ -410,7 +430,7 @@ mod tests {
         model.apply(1, &Intent::Create { dir: ROOT, name, how: How::Guarded, mode: 0 });
         let lookup = Intent::Lookup { dir: ROOT, name };
         let reply = Response::Lookup { status: Status::NoEnt, ok: None, attr: None, dir: None };
-        assert!(model.check_view(0, &lookup, Content::Nfs(&reply, &[])).is_ok());
-        assert!(model.check_view(1, &lookup, Content::Nfs(&reply, &[])).is_err());
+        assert!(model.check_view(0, (0, 1), &lookup, Content::Nfs(&reply, &[])).is_ok());
+        assert!(model.check_view(1, (0, 1), &lookup, Content::Nfs(&reply, &[])).is_err());
     }
 }

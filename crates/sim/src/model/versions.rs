@@ -29,6 +29,11 @@ impl<T> Versions<T> {
         self.index_at(op).map(|index| &mut self.all[index].1)
     }
 
+    /// Whether the same version holds from the first op to the last.
+    pub fn is_same(&self, span: (u64, u64)) -> bool {
+        self.index_at(span.0) == self.index_at(span.1)
+    }
+
     /// The newest value.
     pub fn latest(&self) -> &T {
         &self.all.last().expect("there is always a version").1

@@ -24,13 +24,14 @@ impl AcknowledgedKept {
         self.acknowledged
     }
 
-    /// A primary that serves commits on top of everything acknowledged.
+    /// A primary that serves under its lease has everything acknowledged.
     pub fn check(&self, pulse: &Pulse) -> Verdict {
-        require(NAME, !pulse.serving || pulse.fp >= self.acknowledged, || {
-            let (server, view, fp) = (pulse.server, pulse.formed, pulse.fp);
+        let serves = pulse.serving && pulse.lease_until > pulse.at;
+        require(NAME, !serves || pulse.log_end >= self.acknowledged, || {
+            let (server, view, end) = (pulse.server, pulse.formed, pulse.log_end);
             let acknowledged = self.acknowledged;
             format!(
-                "{server} serves view {view} with a log that ends at {fp}, acknowledged: {acknowledged}"
+                "{server} serves view {view} with a log that ends at {end}, acknowledged: {acknowledged}"
             )
         })
     }

@@ -1,9 +1,9 @@
-//! After a failed write or sync a server says nothing more.
+//! After a failed write or sync a server acknowledges nothing more.
 //! Owns: which processes were told of a failure.
 //! Never: counts reads.
 //! Source: property 17, rule 8.
 
-use harp_node::vr::{SERVERS_MAX, ServerId};
+use harp_node::vr::{Envelope, Message, SERVERS_MAX, ServerId};
 
 use super::{Verdict, require};
 
@@ -21,10 +21,26 @@ impl FailedDiskStops {
         self.failed[server.index()] = Some(life);
     }
 
-    /// A process's turn ended. `fatal`: it asked to be ended.
-    pub fn check(&self, server: ServerId, life: u32, fatal: bool) -> Verdict {
-        require(NAME, fatal || self.failed[server.index()] != Some(life), || {
-            format!("{server} goes on after its disk failed")
+    fn silent(&self, server: ServerId, life: u32, what: &str) -> Verdict {
+        require(NAME, self.failed[server.index()] != Some(life), || {
+            format!("{server} {what} after its disk failed")
         })
+    }
+
+    /// A process sends a message.
+    pub fn sent(&self, server: ServerId, life: u32, envelope: &Envelope) -> Verdict {
+        match &envelope.message {
+            Message::PrepareOk(_) | Message::Installed { .. } => {
+                self.silent(server, life, "acknowledges")
+            }
+            Message::Promise { .. } => self.silent(server, life, "promises"),
+            Message::Prepare(_) => self.silent(server, life, "leads"),
+            _ => Ok(()),
+        }
+    }
+
+    /// A process answers a client.
+    pub fn answered(&self, server: ServerId, life: u32) -> Verdict {
+        self.silent(server, life, "answers a client")
     }
 }

@@ -28,7 +28,7 @@ pub fn check_view(
 ) -> Result<(Answer, u64), Violation> {
     let mut last = Mismatch("no state to compare with: the reply left before its request's time");
     for at in window.from..=window.to {
-        match model.check_view(at, intent, content) {
+        match model.check_view(at, (window.from, window.to), intent, content) {
             Ok(answer) => return Ok((answer, at)),
             Err(mismatch) => last = mismatch,
         }

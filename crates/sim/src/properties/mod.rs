@@ -63,7 +63,9 @@ pub struct Pulse {
     pub copy: bool,
     /// Whether it takes part in `formed` as its primary.
     pub primary: bool,
-    /// Whether it is catching up.
+    /// Whether it takes part in `formed` as a member.
+    pub normal: bool,
+    /// Whether it is a copy that is catching up.
     pub learner: bool,
     /// Whether it answers clients.
     pub serving: bool,
