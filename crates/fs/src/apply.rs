@@ -13,6 +13,9 @@ use crate::objects::{self, Extent};
 use crate::request::FileType;
 use crate::shadow::Shadow;
 
+/// So many blocks in one effect are a stream that few read again at once.
+const BULK_BLOCKS: usize = 16;
+
 /// Why a record could not be applied. The shadow is worthless afterwards, until a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ApplyError {
@@ -123,10 +126,11 @@ impl Shadow {
             Effect::Drop { ino } => self.drop_object(op, ino),
             Effect::Blocks { ino, first, crcs, data_at, .. } => {
                 let pos = effects_pos + data_at as u64;
+                let bulk = crcs.len() >= 4 * BULK_BLOCKS;
                 for (index, crc) in (0..).zip(crcs.as_chunks::<4>().0) {
                     let crc = u32::from_le_bytes(*crc);
                     let at = pos + index * BLOCK_BYTES_U64;
-                    self.active.blocks.write(seed, op, ino, first + index, crc, at);
+                    self.active.blocks.write(seed, op, (ino, first + index), (at, crc), bulk);
                 }
                 Ok(())
             }

@@ -43,11 +43,20 @@ pub(crate) struct BlockSlot {
     last_range: u32,
     ranges: u32,
     next_in_file: u32,
+    /// It came with many others: of little use in a cache of single blocks.
+    pub bulk: bool,
 }
 
 impl BlockSlot {
     pub fn has_ranges(&self) -> bool {
         self.first_range != NONE
+    }
+
+    /// Forgets the ranges; 1 if there were any.
+    fn drop_ranges(&mut self) -> usize {
+        let had = usize::from(self.has_ranges());
+        (self.first_range, self.last_range, self.ranges) = (NONE, NONE, 0);
+        had
     }
 }
 
@@ -82,6 +91,8 @@ pub(crate) struct Blocks {
     by_ino: Index,
     ranges: Vec<Range>,
     owned: Vec<Box<Block>>,
+    /// Blocks with ranges, at most: a checkpoint needs memory for each.
+    ranged: usize,
     /// Boxes of an earlier generation, to be used again.
     spare: Vec<Box<Block>>,
 }
@@ -93,6 +104,7 @@ impl Blocks {
         self.files.clear();
         self.by_ino.clear();
         self.ranges.clear();
+        self.ranged = 0;
         self.spare.append(&mut self.owned);
     }
 
@@ -100,7 +112,7 @@ impl Blocks {
         self.slots.len() * (size_of::<BlockSlot>() + 8)
             + self.files.len() * (size_of::<FileSlot>() + 8)
             + self.ranges.len() * size_of::<Range>()
-            + self.owned.len() * BLOCK_BYTES
+            + (self.owned.len() + self.ranged) * BLOCK_BYTES
     }
 
     pub fn slots(&self) -> &[BlockSlot] {
@@ -168,6 +180,7 @@ impl Blocks {
             last_range: NONE,
             ranges: 0,
             next_in_file: self.files[file].head,
+            bulk: false,
         });
         self.files[file].head = slot as u32;
         let Blocks { index, slots, .. } = self;
@@ -178,12 +191,20 @@ impl Blocks {
     }
 
     /// Takes in a whole block that lies at `pos` of the log.
-    pub fn write(&mut self, seed: Seed, op: u64, ino: u64, block: u64, crc: u32, pos: u64) {
+    pub fn write(
+        &mut self,
+        seed: Seed,
+        op: u64,
+        (ino, block): (u64, u64),
+        (pos, crc): (u64, u32),
+        bulk: bool,
+    ) {
         let slot = self.slot(seed, ino, block);
         let slot = &mut self.slots[slot];
         slot.op = op;
         slot.crc = crc;
-        (slot.first_range, slot.last_range, slot.ranges) = (NONE, NONE, 0);
+        slot.bulk = bulk;
+        self.ranged -= slot.drop_ranges();
         // A merged block that this replaces keeps its box until the generation goes.
         slot.base = Base::Log(pos);
     }
@@ -213,7 +234,10 @@ impl Blocks {
         let range = self.ranges.len() as u32;
         self.ranges.push(Range { pos, start, len: data.len() as u16, next: NONE });
         match slot.last_range {
-            NONE => slot.first_range = range,
+            NONE => {
+                slot.first_range = range;
+                self.ranged += 1;
+            }
             last => self.ranges[last as usize].next = range,
         }
         slot.last_range = range;
@@ -224,7 +248,7 @@ impl Blocks {
     /// Puts a block's merged content in the place of its ranges.
     pub fn merged(&mut self, slot: usize, content: &Block) {
         let slot = &mut self.slots[slot];
-        (slot.first_range, slot.last_range, slot.ranges) = (NONE, NONE, 0);
+        self.ranged -= slot.drop_ranges();
         if let Base::Owned(owned) = slot.base {
             *self.owned[owned as usize] = *content;
             return;
@@ -252,7 +276,7 @@ impl Blocks {
             if slot.block >= first {
                 slot.base = Base::Cut;
                 slot.op = op;
-                (slot.first_range, slot.last_range, slot.ranges) = (NONE, NONE, 0);
+                self.ranged -= slot.drop_ranges();
             }
             next = slot.next_in_file;
         }

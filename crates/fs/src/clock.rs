@@ -138,13 +138,19 @@ impl<V> Clock<V> {
         Some(value)
     }
 
-    /// Takes out the values in places [`from`, `from` + `count`) for which `gone` holds. Returns
-    /// whether there are places beyond.
-    pub fn sweep(&mut self, from: usize, count: usize, gone: impl Fn(&V) -> bool) -> bool {
+    /// Moves the values in places [`from`, `from` + `count`) for which `gone` holds to `taken`.
+    /// Returns whether there are places beyond.
+    pub fn sweep(
+        &mut self,
+        from: usize,
+        count: usize,
+        gone: impl Fn(&V) -> bool,
+        taken: &mut Vec<V>,
+    ) -> bool {
         let end = self.places.len().min(from.saturating_add(count));
         for place in from..end {
             if self.places[place].value.as_ref().is_some_and(&gone) {
-                self.remove_at(place);
+                taken.extend(self.remove_at(place));
             }
         }
         end < self.places.len()
@@ -208,8 +214,9 @@ mod tests {
         for key in 0..50 {
             put(&mut clock, key, key % 2);
         }
-        assert!(clock.sweep(0, 20, |(_, odd)| *odd == 1));
-        assert!(!clock.sweep(20, 30, |(_, odd)| *odd == 1));
-        assert_eq!(clock.len(), 25);
+        let mut taken = Vec::new();
+        assert!(clock.sweep(0, 20, |(_, odd)| *odd == 1, &mut taken));
+        assert!(!clock.sweep(20, 30, |(_, odd)| *odd == 1, &mut taken));
+        assert_eq!((clock.len(), taken.len()), (25, 25));
     }
 }

@@ -149,7 +149,9 @@ impl Shadow {
         if slot.base == Base::Cut {
             return;
         }
-        let Some(log) = log else { return self.clean.forget_block(ino, block) };
+        let Some(log) = log.filter(|_| !slot.bulk || slot.has_ranges()) else {
+            return self.clean.forget_block(ino, block);
+        };
         if let Some(data) = retired.blocks.whole(slot, log) {
             return self.clean.put_block(ino, block, Some(data), false);
         }

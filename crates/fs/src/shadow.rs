@@ -19,7 +19,7 @@ use crate::cache::Clean;
 use crate::filter::Filters;
 use crate::generation::Generation;
 use crate::hash::Seed;
-use crate::inode::{BLOCK_BYTES, Known, Super};
+use crate::inode::{Known, Super};
 use crate::need::{Fetched, FetchedValue, Need, Page};
 
 pub use crate::apply::ApplyError;
@@ -105,7 +105,8 @@ impl Shadow {
     }
 
     /// Closes the active generation, which ends at `op` = [`Shadow::op`], in constant time. The
-    /// result is to be checkpointed once `op` is committed, then [`Shadow::checkpointed`] called.
+    /// result is to be checkpointed once `op` is committed, then [`Shadow::checkpointed`] called;
+    /// give the result up before that, so that its memory can be used again.
     ///
     /// Panics if the last one frozen is not checkpointed yet, or if `op` is another: what was
     /// applied above an op cannot be taken out again.
@@ -149,7 +150,8 @@ impl Shadow {
     }
 
     /// Bytes that wait for a checkpoint to be over: memory of the active and the frozen
-    /// generation, and the effects in the log that they may refer to.
+    /// generation, the effects in the log that they may refer to, and the blocks that the
+    /// checkpoint must merge.
     pub fn dirty_bytes(&self) -> u64 {
         let waiting = [Some(&self.active), self.frozen.as_deref()];
         let bytes = |layer: &Generation| layer.memory_bytes() + layer.effect_bytes();
@@ -188,10 +190,7 @@ impl Shadow {
             FetchedValue::Listing { dir, after, page } => self.clean.pages.insert(dir, after, page),
             FetchedValue::Names { dir, after, page } => self.add_names(dir, after, &page),
             FetchedValue::Blocks { ino, first, held, data } => {
-                let blocks = data.as_chunks::<BLOCK_BYTES>().0;
-                for ((block, held), data) in (first..).zip(held).zip(blocks) {
-                    self.clean.put_block(ino, block, held.then_some(data), true);
-                }
+                self.clean.put_blocks(ino, first, &held, data);
             }
             FetchedValue::Target { ino, target } => self.clean.put_target(ino, target),
             FetchedValue::Super(counters) => {
@@ -229,3 +228,11 @@ impl Shadow {
         self.filters.add_page(dir, after, hashes, last);
     }
 }
+
+/// Frozen generations go to a store thread, the shadow wherever its server's loop runs.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    fn moved<T: Send>() {}
+    shared::<Generation>();
+    moved::<Shadow>();
+};

@@ -150,7 +150,7 @@ fn compare_data(copy: &mut Copy, world: &World, log: &MemLog, dice: &mut Dice, i
     let mut out = [1; BLOCK_BYTES];
     copy.known(dice, |shadow| value(shadow.read_block(ino, block, log, &mut out), need.clone()));
     assert!(out == world.block(ino, block), "content of block {ino}/{block}");
-    let (offset, len) = (dice.roll(30_000), dice.roll(20_000) as usize);
+    let (offset, len) = (dice.roll(30_000), dice.roll(60_000) as usize);
     let mut out = vec![7];
     copy.known(dice, |shadow| {
         let mut needs = Vec::new();
@@ -164,7 +164,7 @@ fn compare_data(copy: &mut Copy, world: &World, log: &MemLog, dice: &mut Dice, i
             _ => Ok(()),
         }
     });
-    let whole: Vec<u8> = (0..16).flat_map(|block| world.block(ino, block)).collect();
+    let whole: Vec<u8> = (0..24).flat_map(|block| world.block(ino, block)).collect();
     assert!(out[1..] == whole[offset as usize..offset as usize + len], "range of {ino}");
 }
 
@@ -205,7 +205,7 @@ fn world_runs(seed: u64, steps: usize) {
     let mut writer = Copy::new(MemImage::formatted(), 0);
     let mut images = Vec::new();
     for _ in 0..steps {
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; 128 << 10];
         let mut effects = EffectWriter::new(&mut buffer);
         world.step(&mut dice, &mut effects);
         let len = effects.finish().unwrap();

@@ -310,7 +310,8 @@ impl World {
     }
 
     fn write_blocks(&mut self, dice: &mut Dice, ino: u64, out: &mut EffectWriter<'_>) {
-        let (first, count) = (dice.roll(6), 1 + dice.roll(3));
+        let count = if dice.roll(8) == 0 { 16 } else { 1 + dice.roll(3) };
+        let first = dice.roll(6);
         let mut data = Vec::new();
         let mut crcs = Vec::new();
         for block in first..first + count {
