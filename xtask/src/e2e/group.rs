@@ -150,10 +150,14 @@ impl<'a> Group<'a> {
         self.await_ready()
     }
 
-    /// The address of a file for the libnfs tools.
+    /// The address of a file in the root for the libnfs tools, "" for the root itself.
+    ///
+    /// They cut off the file's name at the last slash and refuse to mount what is left if that is
+    /// empty, so a file's path begins with two slashes.
     pub fn url(&self, path: &str) -> String {
         let (ip, port) = (self.nfs.ip(), self.nfs.port());
-        format!("nfs://{ip}/{path}?nfsport={port}&mountport={port}")
+        let slash = if path.is_empty() { "" } else { "/" };
+        format!("nfs://{ip}/{slash}{path}?nfsport={port}&mountport={port}")
     }
 
     /// What the servers report now.

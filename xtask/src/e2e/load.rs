@@ -22,14 +22,14 @@ use harp_bench::checker::{CheckOptions, check};
 use harp_bench::client::Options;
 use harp_bench::recorder::{RecordOptions, RecordReport, record};
 
-use super::raw::{Action, Call, RawClient, Reply};
+use super::raw::{Action, RawClient};
 use super::{Context, E2eError, doing};
 
 const CONNECTIONS: usize = 4;
 const LANES_PER_CONNECTION: usize = 4;
 /// Requests of the probe that must have been answered before progress counts.
 const PROBES: u64 = 2;
-/// Time between two looks at the journal, and between two attempts to connect.
+/// Time between two looks at the journal, and before a call that was put off is made again.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// NFS3ERR_JUKEBOX: nothing was done; a client asks again with a new call.
@@ -243,28 +243,11 @@ fn complete(
 ) -> Result<u32, E2eError> {
     loop {
         let call = client.prepare(action);
-        let status = persist(client, &call, deadline)?.status()?;
+        let status = client.insist(&call, deadline)?.status()?;
         if status != TRY_LATER || Instant::now() >= deadline {
             return Ok(status);
         }
         std::thread::sleep(PAUSE);
-    }
-}
-
-/// Sends a call on one connection after the other until it is answered.
-fn persist(client: &mut RawClient, call: &Call, deadline: Instant) -> Result<Reply, E2eError> {
-    loop {
-        match client.send(call) {
-            Err(E2eError::Io { .. }) if Instant::now() < deadline => {}
-            done => return done,
-        }
-        // At once after a reset, as a kernel does; with pauses while nobody listens.
-        while let Err(error) = client.reconnect() {
-            if Instant::now() >= deadline {
-                return Err(error);
-            }
-            std::thread::sleep(PAUSE);
-        }
     }
 }
 

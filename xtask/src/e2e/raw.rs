@@ -7,7 +7,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{E2eError, doing};
 
@@ -16,7 +16,9 @@ const NFS: u32 = 100_003;
 /// A reply larger than this is none that these calls can get.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// How long one reply may take, a failover included.
-const REPLY_PATIENCE: Duration = Duration::from_secs(40);
+pub const REPLY_PATIENCE: Duration = Duration::from_secs(40);
+/// Time between two attempts to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// Set in a record mark on the last fragment of a message.
 const LAST_FRAGMENT: u32 = 1 << 31;
 /// Offset of the status in a reply that was accepted, with an empty verifier, after the mark.
@@ -143,7 +145,7 @@ impl RawClient {
         let stream = open(address)?;
         let mut client = RawClient { address, stream, next_xid: 0x4861_7270, root: Vec::new() };
         let call = client.call(MOUNT, 1, Xdr::default().opaque(b"/"));
-        let reply = client.send(&call)?;
+        let reply = client.insist(&call, Instant::now() + REPLY_PATIENCE)?;
         if reply.status()? != 0 {
             return Err(E2eError::Wrong("the export / is refused".into()));
         }
@@ -163,10 +165,10 @@ impl RawClient {
         self.call(NFS, procedure, arguments)
     }
 
-    /// Performs a new call.
+    /// Performs a new call, repeated on a new connection if one is lost.
     pub fn perform(&mut self, action: Action<'_>) -> Result<Reply, E2eError> {
         let call = self.prepare(action);
-        self.send(&call)
+        self.insist(&call, Instant::now() + REPLY_PATIENCE)
     }
 
     /// Looks a name up and returns the file's handle.
@@ -175,6 +177,23 @@ impl RawClient {
         match reply.status()? {
             0 => reply.opaque(0),
             status => Err(E2eError::Wrong(format!("looking up {name}: status {status}"))),
+        }
+    }
+
+    /// Sends a call's bytes on one connection after the other until it is answered.
+    pub fn insist(&mut self, call: &Call, deadline: Instant) -> Result<Reply, E2eError> {
+        loop {
+            match self.send(call) {
+                Err(E2eError::Io { .. }) if Instant::now() < deadline => {}
+                done => return done,
+            }
+            // At once after a reset, as a kernel does; with pauses while nobody listens.
+            while let Err(error) = self.reconnect() {
+                if Instant::now() >= deadline {
+                    return Err(error);
+                }
+                std::thread::sleep(RECONNECT_PAUSE);
+            }
         }
     }
 

@@ -4,10 +4,12 @@
 //! Invariant: every request here would fail or do harm if it ran a second time.
 //! Source: the Harp paper, section 4.5, on replies that survive a view change.
 
+use std::time::Instant;
+
 use rustix::process::Signal;
 
 use super::group::{Group, SETTLE_PATIENCE};
-use super::raw::{Action, Call, RawClient, Reply};
+use super::raw::{Action, Call, REPLY_PATIENCE, RawClient, Reply};
 use super::{Context, E2eError};
 
 /// NFS3ERR_NOENT and NFS3ERR_EXIST.
@@ -76,7 +78,7 @@ fn make_history(client: &mut RawClient) -> Result<Vec<(Call, Reply)>, E2eError> 
 /// Sends every call again and compares the replies byte by byte; then looks at the result.
 fn repeat(client: &mut RawClient, history: &[(Call, Reply)], when: &str) -> Result<(), E2eError> {
     for (number, (call, first)) in history.iter().enumerate() {
-        let again = client.send(call)?;
+        let again = client.insist(call, Instant::now() + REPLY_PATIENCE)?;
         if again != *first {
             let text = format!("request {number} repeated {when}: {again:02x?}, not {first:02x?}");
             return Err(E2eError::Wrong(text));
