@@ -92,7 +92,7 @@ impl EventLoop {
     /// A loop that has not turned yet.
     pub fn new(parts: Parts) -> Result<EventLoop, HarpError> {
         let poller = &parts.poller;
-        poller.add(&parts.workers.bell, Source::Bell, Interest::READ)?;
+        poller.add_bell(&parts.workers.bell)?;
         poller.add(&parts.signals, Source::Signal, Interest::READ)?;
         if let Some(control) = &parts.control {
             poller.add(control, Source::Control(0), Interest::READ)?;
@@ -211,7 +211,6 @@ impl EventLoop {
     /// Feeds the results of all threads.
     fn on_bell(&mut self) {
         let Parts { node, workers, .. } = &mut self.parts;
-        workers.bell.hush();
         workers.log.take_done(&mut self.disk_done);
         for done in self.disk_done.drain(..) {
             node.step(clock::now(), Event::Disk(done), &mut self.out);

@@ -38,7 +38,7 @@ const HANDSHAKE_MS: u64 = 1000;
 /// How long sent bytes may stay unacknowledged.
 const STUCK_MS: u32 = 1000;
 /// Pauses between attempts to connect.
-const RETRY_MS_MIN: u64 = 50;
+const RETRY_MS_MIN: u64 = 20;
 const RETRY_MS_MAX: u64 = 500;
 /// What is asked of the kernel for each direction of a link.
 const SOCKET_BYTES: usize = 4 << 20;

@@ -1,7 +1,7 @@
 //! Waiting for many descriptors at once.
 //! Owns: the epoll descriptor and the meaning of its 64-bit tokens.
 //! Never: acts on an event.
-//! Invariant: level-triggered; a source that is not dealt with is reported again.
+//! Invariant: level-triggered, but for bells; a source that is not dealt with is reported again.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -137,6 +137,13 @@ impl Poller {
     pub fn add(&self, fd: impl AsFd, source: Source, interest: Interest) -> Result<(), HarpError> {
         epoll::add(&self.epoll, fd, EventData::new_u64(source.token()), interest.flags())
             .map_err(|error| HarpError::io("watch a descriptor", error))
+    }
+
+    /// Watches a bell: every ring is reported once, without anybody having to hush it.
+    pub fn add_bell(&self, fd: impl AsFd) -> Result<(), HarpError> {
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&self.epoll, fd, EventData::new_u64(Source::Bell.token()), flags)
+            .map_err(|error| HarpError::io("watch a bell", error))
     }
 
     /// Watches a watched descriptor for something else.

@@ -67,6 +67,10 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
     let dir = config.server_dir(me);
     std::fs::create_dir_all(&dir).map_err(|error| HarpError::file("create", &dir, error))?;
     let _lock = Lock::take(&dir.join("lock"))?;
+    // First of all, so that a peer that starts at the same time connects at once.
+    let address = config.peers[me.index()];
+    let listener = TcpListener::bind(address)
+        .map_err(|error| HarpError::io(format!("listen for peers on {address}"), error))?;
     let mut remarks = Vec::new();
     match serverdir::contents(&dir)? {
         Contents::Formatted => {}
@@ -78,7 +82,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
             ));
         }
     }
-    let parts = boot(config, me, control, signals)?;
+    let parts = boot(config, me, listener, control, signals)?;
     let mut turning = EventLoop::new(parts)?;
     turning.tell(ToSupervisor::Started);
     for text in remarks {
@@ -93,6 +97,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
 fn boot(
     config: &Config,
     me: ServerId,
+    listener: TcpListener,
     control: Option<OwnedFd>,
     signals: OwnedFd,
 ) -> Result<Parts, HarpError> {
@@ -113,9 +118,6 @@ fn boot(
         .map_err(|error| HarpError::Fatal { why: format!("boot {me}: {error}") })?;
     let workers = start_workers(disk, image, &ring)?;
     let poller = Poller::new()?;
-    let address = config.peers[me.index()];
-    let listener = TcpListener::bind(address)
-        .map_err(|error| HarpError::io(format!("listen for peers on {address}"), error))?;
     let identity = Identity {
         group: config.id,
         key: config.peer_key,

@@ -211,6 +211,7 @@ struct Supervisor {
     operators: Http,
     poller: Poller,
     ready: bool,
+    since: Nanos,
     formed: View,
     refusals: Vec<String>,
     /// Set once all is to end: when the servers' time is up.
@@ -218,6 +219,12 @@ struct Supervisor {
 }
 
 impl Supervisor {
+    /// Says what happened, and how many seconds after the start.
+    fn tell(&self, event: &str) {
+        let ms = steady().since(self.since) / NANOS_PER_MS;
+        say(&format!("{:>6}.{:03} s  {event}", ms / 1000, ms % 1000));
+    }
+
     fn new(config: &Config, front: Front, operators: Http) -> Result<Supervisor, HarpError> {
         let poller = Poller::new()?;
         front.watch(&poller)?;
@@ -244,6 +251,7 @@ impl Supervisor {
             operators,
             poller,
             ready: false,
+            since: steady(),
             formed: View::NONE,
             refusals: vec![String::new(); servers],
             stop_by: None,
@@ -285,8 +293,8 @@ impl Supervisor {
     fn start_due(&mut self, now: Nanos) {
         for (server, outcome) in self.children.start_due(now, &self.poller) {
             match outcome {
-                Ok(pid) => say(&format!("server {server} started, pid {pid}")),
-                Err(error) => say(&format!("{error}")),
+                Ok(pid) => self.tell(&format!("server {server} started, pid {pid}")),
+                Err(error) => self.tell(&format!("{error}")),
             }
         }
     }
@@ -305,7 +313,7 @@ impl Supervisor {
             self.stop_by = Some(steady());
             return;
         }
-        say("stopping");
+        self.tell("stopping");
         self.stop_by = Some(steady().plus(STOP_MS * NANOS_PER_MS));
         self.children.signal_all(Signal::TERM);
         // A stopped process hears nothing before it goes on.
@@ -323,9 +331,9 @@ impl Supervisor {
             return;
         }
         let seconds = pause / (1000 * NANOS_PER_MS);
-        say(&format!("server {server} died ({status}); starting it again in {seconds} s"));
+        self.tell(&format!("server {server} died ({status}); starting it again in {seconds} s"));
         if served {
-            say("clients wait: no server serves");
+            self.tell("clients wait: no server serves");
         }
     }
 
@@ -334,7 +342,7 @@ impl Supervisor {
             let Some(control) = self.children.control(server) else { return };
             match control::receive::<ToSupervisor>(control) {
                 Packet::Message(message, _) => self.on_message(server, message),
-                Packet::Garbled => say(&format!("server {server} said what makes no sense")),
+                Packet::Garbled => self.tell(&format!("server {server} said what makes no sense")),
                 Packet::Nothing => return,
                 // The process's end is what counts.
                 Packet::Closed => return self.children.ignore_control(server, &self.poller),
@@ -344,11 +352,11 @@ impl Supervisor {
 
     fn on_message(&mut self, server: ServerId, message: ToSupervisor) {
         match message {
-            ToSupervisor::Started => say(&format!("server {server} takes part")),
+            ToSupervisor::Started => self.tell(&format!("server {server} takes part")),
             ToSupervisor::Serving { view } => self.on_serving(server, View(view)),
             ToSupervisor::Stopped { view } => {
                 if self.front.on_stopped(server, View(view), &self.poller) {
-                    say(&format!("server {server} serves no more; clients wait"));
+                    self.tell(&format!("server {server} serves no more; clients wait"));
                 }
             }
             ToSupervisor::Formed { view, members, primary } if View(view) > self.formed => {
@@ -357,7 +365,7 @@ impl Supervisor {
                 let members: Vec<String> =
                     ServerSet(members).iter().map(|member| member.to_string()).collect();
                 let (view, primary) = (View(view), ServerId(primary));
-                say(&format!(
+                self.tell(&format!(
                     "view {view} formed: members {}, primary {primary}",
                     members.join(", ")
                 ));
@@ -367,14 +375,13 @@ impl Supervisor {
                 self.front.on_closed(server, handle, &self.poller);
             }
             ToSupervisor::Refusing { why } => {
-                let last = &mut self.refusals[server.index()];
-                if *last != why {
-                    say(&format!("server {server} forms no view: {why}"));
-                    *last = why;
+                if self.refusals[server.index()] != why {
+                    self.tell(&format!("server {server} forms no view: {why}"));
+                    self.refusals[server.index()] = why;
                 }
             }
-            ToSupervisor::Remark { text } => say(&format!("server {server}: {text}")),
-            ToSupervisor::Fatal { why } => say(&format!("server {server} must stop: {why}")),
+            ToSupervisor::Remark { text } => self.tell(&format!("server {server}: {text}")),
+            ToSupervisor::Fatal { why } => self.tell(&format!("server {server} must stop: {why}")),
         }
     }
 
@@ -384,7 +391,7 @@ impl Supervisor {
         }
         self.accept();
         if self.ready {
-            say(&format!("serving: server {server} is primary in view {view}"));
+            self.tell(&format!("serving: server {server} is primary in view {view}"));
         } else {
             self.ready = true;
             say("ready");

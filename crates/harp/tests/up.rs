@@ -1,0 +1,156 @@
+//! A whole group as processes: one client sees a failover, an operator sees the roles change.
+//!
+//! Story: `harp up` on an empty directory; a call is answered; the primary is killed; the client's connection
+//! is reset and a new one is answered by the other copy; the killed server comes back as primary;
+//! SIGTERM ends everything with exit 0; a second `up` goes on with the same group.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How long anything may take before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Group {
+    dir: PathBuf,
+    up: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    nfs: SocketAddr,
+}
+
+fn harp() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_harp"))
+}
+
+impl Group {
+    fn start(dir: &Path) -> Group {
+        let mut up = harp()
+            .args(["up", "--nfs", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--dir"])
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("harp up starts");
+        let stdout = up.stdout.take().expect("piped");
+        let mut lines = BufReader::new(stdout).lines();
+        let mut port = None;
+        loop {
+            let line = lines.next().expect("harp up goes on").expect("text");
+            if let Some((_, rest)) = line.split_once("nfsport=") {
+                port = rest.split('&').next().and_then(|port| port.parse().ok());
+            }
+            if line == "ready" {
+                break;
+            }
+        }
+        let port: u16 = port.expect("the URL names the port");
+        Group { dir: dir.to_path_buf(), up, lines, nfs: ([127, 0, 0, 1], port).into() }
+    }
+
+    fn status(&self) -> Value {
+        let output = harp().args(["status", "--json", "--dir"]).arg(&self.dir).output();
+        let output = output.expect("harp status runs");
+        assert!(output.status.success(), "{output:?}");
+        let document: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        document["groups"][0].clone()
+    }
+
+    fn pid(&self, name: &str) -> Pid {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().expect("a list");
+        let node = nodes.iter().find(|node| node["name"] == name).expect("a server");
+        Pid::from_raw(node["pid"].as_i64().expect("it runs") as i32).expect("a pid")
+    }
+
+    /// Reads events until one ends so.
+    fn await_event(&mut self, end: &str) {
+        loop {
+            let line = self.lines.next().expect("harp up goes on").expect("text");
+            if line.contains(end) {
+                return;
+            }
+        }
+    }
+
+    fn stop(mut self) {
+        let pid = Pid::from_child(&self.up);
+        kill_process(pid, Signal::TERM).expect("it runs");
+        assert!(self.up.wait().expect("it ends").success());
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its servers end with it.
+        let _ = self.up.kill();
+        let _ = self.up.wait();
+    }
+}
+
+/// Sends NFS's NULL call and reads its reply; `None`: the connection broke.
+fn null_call(stream: &mut TcpStream, xid: u32) -> Option<()> {
+    let words = [1 << 31 | 40, xid, 0, 2, 100003, 3, 0, 0, 0, 0, 0];
+    let call: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_be_bytes()).collect();
+    stream.write_all(&call).ok()?;
+    let mut reply = [0; 28];
+    stream.read_exact(&mut reply).ok()?;
+    assert_eq!(reply[4..8], xid.to_be_bytes());
+    assert_eq!(reply[8..], [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    Some(())
+}
+
+/// Calls on new connections until one is answered: a view change may reset some.
+fn answered(group: &Group, xid: u32) -> TcpStream {
+    loop {
+        let mut client = connect(group);
+        if null_call(&mut client, xid).is_some() {
+            return client;
+        }
+    }
+}
+
+fn connect(group: &Group) -> TcpStream {
+    let stream = TcpStream::connect(group.nfs).expect("a client is never refused");
+    stream.set_read_timeout(Some(PATIENCE)).expect("sets");
+    stream
+}
+
+#[test]
+fn a_group_of_processes_outlives_its_primary() {
+    let dir = std::env::temp_dir().join(format!("harp-up-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let mut group = Group::start(&dir);
+    while group.status()["primary"] != "a" {
+        group.await_event("is primary");
+    }
+    let mut client = answered(&group, 1);
+
+    kill_process(group.pid("a"), Signal::KILL).expect("it runs");
+    assert_eq!(null_call(&mut client, 2), None, "reset");
+    // Waits in the queue until the other copy serves.
+    answered(&group, 3);
+    group.await_event("serving: server b is primary");
+
+    // The designated primary comes back and takes over.
+    group.await_event("serving: server a is primary");
+    answered(&group, 4);
+    let status = group.status();
+    assert_eq!(status["primary"], "a");
+    let roles: Vec<&str> = status["nodes"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .flat_map(|n| n["role"].as_str())
+        .collect();
+    assert_eq!(roles, ["primary", "backup", "witness"]);
+    group.stop();
+
+    let group = Group::start(&dir);
+    answered(&group, 5);
+    group.stop();
+    std::fs::remove_dir_all(&dir).expect("removes");
+}
