@@ -253,12 +253,18 @@ impl Observer {
         }
     }
 
-    /// A server counts this record as committed; see [`Observer::turn_ended`].
-    pub fn counts_committed(&mut self, server: ServerId, record: CommittedRecord) -> Verdict {
-        if self.history.observe(server, record.op, record.crc, record.view)? {
+    /// A server counts this record as committed; see [`Observer::turn_ended`]. Returns whether it is the
+    /// first to do so.
+    pub fn counts_committed(
+        &mut self,
+        server: ServerId,
+        record: CommittedRecord,
+    ) -> Result<bool, Violation> {
+        let first = self.history.observe(server, record.op, record.crc, record.view)?;
+        if first {
             self.fresh.push(record);
         }
-        Ok(())
+        Ok(first)
     }
 
     /// A server's turn ended. What it newly counts as committed was shown before.

@@ -58,9 +58,8 @@ impl World {
         let mut out = std::mem::take(&mut process.out);
         host.process = Some(process);
 
-        let outcome = self.turn_out(server, end);
+        self.turn_out(server, end)?;
         self.set_going(server, end, &mut out)?;
-        outcome?;
         let host = &mut self.hosts[server.index()];
         if let Some(process) = &mut host.process {
             process.wake_at = out.wake_at;
@@ -127,7 +126,13 @@ impl World {
         let counted = if pulse.normal { pulse.cp } else { process.counted };
         for op in process.counted + 1..=counted {
             if let Some(record) = glue::committed(&process.node, op) {
-                self.observer.counts_committed(server, record)?;
+                if self.observer.counts_committed(server, record)? {
+                    note!(
+                        self,
+                        "op {op} commits at {server}: request {:?}",
+                        record.xid.map(|x| x & 0xff_ffff)
+                    );
+                }
             }
         }
         process.counted = process.counted.max(counted);
