@@ -200,6 +200,8 @@ impl Node {
         self.log.begin_record(body.len())?.copy_from_slice(body);
         let op = self.log.finish_record(kind, view, time, body.len());
         self.newest_time = time;
+        self.unsealed_bytes += body.len() as u64;
+        self.unsealed += 1;
         self.replica.on_appended(now.steady, false, Op(op), &mut self.actions);
         Ok(op)
     }

@@ -6,6 +6,7 @@ mod api;
 mod apply;
 mod boot;
 mod clients;
+mod gather;
 mod jobs;
 mod node;
 mod peers;

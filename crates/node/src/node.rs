@@ -17,6 +17,7 @@ use rustc_hash::FxHashMap;
 
 use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
 use crate::clients::{ClientTable, Row};
+use crate::gather::Gather;
 use crate::jobs::{Done, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
 use crate::serve::{Awaiting, Conn, Held, Waiting};
@@ -83,6 +84,13 @@ pub struct Node {
     pub(crate) scratch: Vec<u8>,
     // The log and its disk.
     pub(crate) newest_time: u64,
+    /// Bytes of this primary's records that wait for the write before them to end.
+    pub(crate) unsealed_bytes: u64,
+    /// How many they are.
+    pub(crate) unsealed: u64,
+    pub(crate) gather: Gather,
+    /// Until when the open batch waits for more records.
+    pub(crate) gather_until: Option<Nanos>,
     pub(crate) write_since: Option<Nanos>,
     pub(crate) mark_since: Option<Nanos>,
     pub(crate) adopting: Option<Adopting>,
@@ -166,6 +174,9 @@ impl Node {
         let mut at = self.next_tick;
         if let Some(since) = self.mark_since {
             at = at.min(since.plus(MARK_NANOS));
+        }
+        if let Some(until) = self.gather_until {
+            at = at.min(until);
         }
         let behind = self.copy.as_ref().is_some_and(|copy| {
             !copy.reloading && copy.barrier.is_none() && copy.shadow_op < self.apply_limit()
@@ -260,8 +271,10 @@ impl Node {
             }
             done => done,
         };
-        if matches!(done, DiskDone::Written { .. }) {
-            self.write_since = None;
+        if matches!(done, DiskDone::Written { .. })
+            && let Some(since) = self.write_since.take()
+        {
+            self.gather.on_written(now.steady, since);
         }
         let progress = self.log.on_disk(&done);
         if progress.durable && !self.log_is_staged() {
@@ -315,6 +328,14 @@ impl Node {
     fn seal(&mut self, now: Now, out: &mut Output) {
         let before = out.disk.len();
         let cp = self.replica.cp().0;
+        self.gather_until = None;
+        if self.replica.is_primary() && self.write_since.is_none() && self.unsealed > 0 {
+            let open = self.awaiting.len() as u64;
+            self.gather_until = self.gather.wait_until(now.steady, open, self.unsealed);
+            if self.gather_until.is_some() {
+                return;
+            }
+        }
         let mut wrote = self.log.seal(cp, &mut out.disk);
         if wrote || !self.log.mark_due() {
             self.mark_since = None;
@@ -323,6 +344,8 @@ impl Node {
             self.mark_since = None;
         }
         if wrote {
+            self.unsealed_bytes = 0;
+            self.unsealed = 0;
             self.write_since.get_or_insert(now.steady);
         }
         for command in &out.disk[before..] {

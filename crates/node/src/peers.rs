@@ -12,6 +12,8 @@ use crate::record::{self, kind};
 
 /// Bytes of records that one frame carries at most (a single record may be longer).
 const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Beyond this much, records are sent to the members before the write before them has ended.
+const GATHER_BYTES: u64 = 128 << 10;
 /// Bytes of records in flight to one member at most.
 const WINDOW_BYTES: u64 = 16 << 20;
 /// Reads of the log's disk for those who catch up, at most at once.
@@ -60,7 +62,13 @@ impl Node {
         if !self.replica.is_primary() {
             return;
         }
+        // Records travel in the batches that they are written in: fewer, larger messages and writes. Bulk
+        // data does not wait for that.
+        let gathering = self.unsealed_bytes > 0 && self.unsealed_bytes < GATHER_BYTES;
         for member in self.replica.members().iter() {
+            if gathering && !self.replica.heartbeat_due(now.steady, member) {
+                continue;
+            }
             while let Some(first) = self.replica.prepare_due(now.steady, member) {
                 let body = self.log.current();
                 let received = self.replica.received_by(member);

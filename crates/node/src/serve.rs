@@ -354,6 +354,8 @@ impl Node {
                 let logged = self.log.finish_record(kind::OPERATION, view, time, body_len);
                 assert_eq!(logged, op, "a record took another op than it was planned at");
                 self.newest_time = time;
+                self.unsealed_bytes += body_len as u64;
+                self.unsealed += 1;
                 self.replica.on_appended(now.steady, false, Op(op), &mut self.actions);
                 self.apply_planned(op);
                 self.awaiting.push_back(Awaiting { op, conn, xid: key.xid });
