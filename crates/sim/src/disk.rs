@@ -77,6 +77,11 @@ impl SimLogDisk {
         }
     }
 
+    /// Bytes of all segments together.
+    fn bytes(&self) -> u64 {
+        self.segment_bytes * self.segments.len() as u64
+    }
+
     /// Where position `at` lies: segment and offset in it.
     fn place(&self, at: u64) -> (usize, usize) {
         let segment = (at / self.segment_bytes) % self.segments.len() as u64;
@@ -253,7 +258,16 @@ impl LogDisk for SimLogDisk {
         for page in std::mem::take(&mut self.dirty) {
             self.spare.extend(self.undo.remove(&page));
         }
-        self.recent.append(&mut self.unsynced);
+        for (at, bytes) in std::mem::take(&mut self.unsynced) {
+            // What lay there before is no more.
+            let place = at % self.bytes();
+            let all = self.bytes();
+            self.recent.retain(|(old, len)| {
+                let old = old % all;
+                old + len <= place || place + bytes <= old
+            });
+            self.recent.push((at, bytes));
+        }
         let excess = self.recent.len().saturating_sub(RECENT_MAX);
         self.recent.drain(..excess);
         Ok(())

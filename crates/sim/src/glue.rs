@@ -5,7 +5,7 @@
 use harp_node::log::{Ring, SlotFile};
 use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
 use harp_node::vr::{Durable, Envelope, Nanos, ServerId, View};
-use harp_node::{ImageState, Node, Now, StoreDone, StoreJob, image_state};
+use harp_node::{BootError, ImageState, Node, Now, StoreDone, StoreJob, image_state};
 
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
@@ -119,8 +119,11 @@ pub fn boot(
         Some(store) => Some(image_state(store).map_err(|error| lost(&error))?),
         None => None,
     };
-    let booted = Node::boot(profile.settings(server), disk, image, ring, now);
-    let node = booted.map_err(|error| lost(&error))?;
+    let node = match Node::boot(profile.settings(server), disk, image, ring, now) {
+        Ok(node) => node,
+        Err(error @ BootError::MediaLoss) => return Err(lost(&error)),
+        Err(error) => panic!("{server} cannot start: {error}"),
+    };
     Ok(Booted { node, store })
 }
 

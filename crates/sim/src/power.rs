@@ -108,9 +108,9 @@ impl World {
 
 /// The disk command under way is done in part.
 fn leave_command(process: &Process, host: &mut crate::host::Host, power: bool, rng: &mut Rng) {
-    let Some(command) = process.commands.front() else { return };
     // A failure that nobody was told of leaves a cache that lies; no server can survive that.
     host.disk.failing = None;
+    let Some(command) = process.commands.front() else { return };
     match command {
         DiskCommand::Write { at, bytes, .. } => {
             let bytes = host.ring.bytes(*at, *bytes);

@@ -125,14 +125,11 @@ impl World {
         // A server that takes no part in its view may know of commitments that its own log lacks.
         let counted = if pulse.normal { pulse.cp } else { process.counted };
         for op in process.counted + 1..=counted {
-            if let Some(record) = glue::committed(&process.node, op) {
-                if self.observer.counts_committed(server, record)? {
-                    note!(
-                        self,
-                        "op {op} commits at {server}: request {:?}",
-                        record.xid.map(|x| x & 0xff_ffff)
-                    );
-                }
+            if let Some(record) = glue::committed(&process.node, op)
+                && self.observer.counts_committed(server, record)?
+            {
+                let number = record.xid.and_then(|xid| self.observer.number_of(xid));
+                note!(self, "op {op} commits at {server}: request {number:?}");
             }
         }
         process.counted = process.counted.max(counted);
