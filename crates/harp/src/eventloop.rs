@@ -26,6 +26,9 @@ use crate::worker::{Bell, Worker};
 /// nothing else comes in numbers.
 const UNSENT_MAX: usize = 1 << 14;
 
+/// Memory that a turn's replies may keep for the next turn.
+const KEPT_BYTES: usize = 32 << 20;
+
 /// The threads that a node's wishes go to.
 pub struct Workers {
     /// Rings when any of them has results.
@@ -293,6 +296,9 @@ impl EventLoop {
         self.broken.append(&mut out.close);
         self.wake_at = out.wake_at;
         out.clear();
+        if out.bytes.capacity() > KEPT_BYTES {
+            out.bytes.shrink_to(KEPT_BYTES / 2);
+        }
         // From here on the output is the next turn's.
         for conn in self.broken.drain(..) {
             self.clients.close_broken(conn, node, out);

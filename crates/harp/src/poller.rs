@@ -161,10 +161,11 @@ impl Poller {
     /// The number of events, for [`Poller::event`].
     pub fn wait(&mut self, now: Nanos, until: Option<Nanos>) -> Result<usize, HarpError> {
         let timeout = until.map(|until| {
-            // Rounded up: waking early would only mean waiting again.
-            let ms = until.since(now).div_ceil(NANOS_PER_MS).min(3_600_000);
-            let nanos = (ms % 1000 * NANOS_PER_MS) as i64;
-            Timespec { tv_sec: (ms / 1000) as i64, tv_nsec: nanos }
+            let nanos = until.since(now).min(3_600_000 * NANOS_PER_MS);
+            Timespec {
+                tv_sec: (nanos / (1000 * NANOS_PER_MS)) as i64,
+                tv_nsec: (nanos % (1000 * NANOS_PER_MS)) as i64,
+            }
         });
         self.events.clear();
         let space = rustix::buffer::spare_capacity(&mut self.events);
