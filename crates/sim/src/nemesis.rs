@@ -155,6 +155,8 @@ enum Lasting {
 pub struct Nemesis {
     rng: Rng,
     lasting: Vec<Option<Lasting>>,
+    /// Copies whose disks were lost and that have not been members since.
+    recovering: ServerSet,
     /// Faults that struck, by class.
     pub struck: [u32; ALL.len()],
 }
@@ -162,7 +164,7 @@ pub struct Nemesis {
 impl Nemesis {
     /// A nemesis with its own stream.
     pub fn new(rng: Rng) -> Nemesis {
-        Nemesis { rng, lasting: Vec::new(), struck: [0; ALL.len()] }
+        Nemesis { rng, lasting: Vec::new(), recovering: ServerSet::EMPTY, struck: [0; ALL.len()] }
     }
 }
 
@@ -395,12 +397,19 @@ impl World {
     fn strike_media(&mut self, server: ServerId) {
         let Some((_, members)) = self.stands() else { return };
         let shape = self.profile.shape;
+        for member in members.iter() {
+            self.nemesis.recovering.remove(member);
+        }
         let other_copy = members.iter().any(|member| member != server && shape.is_copy(member));
         let serves = self.serving().is_some_and(|serving| serving != server);
-        if !self.unadmitted().is_empty() || !serves || !other_copy {
+        let whole = self.unadmitted().is_empty() && self.nemesis.recovering.is_empty();
+        if !whole || !serves || !other_copy {
             return; // the group could not bear it
         }
         self.crash(server, true);
+        if shape.is_copy(server) {
+            self.nemesis.recovering.insert(server);
+        }
         if self.nemesis.rng.chance(500) {
             self.empty(server);
         } else if self.nemesis.rng.chance(500) {

@@ -103,6 +103,8 @@ pub struct Observer {
     glb_bound: GlbBound,
     /// Each server's newest pulse.
     pulses: [Option<Pulse>; SERVERS_MAX],
+    /// Where each server's log ended at its last turn.
+    log_ends: [u64; SERVERS_MAX],
     needs_image: ServerSet,
     fresh: Vec<CommittedRecord>,
 }
@@ -131,6 +133,7 @@ impl Observer {
             executed: ExecutedOnce::default(),
             glb_bound: GlbBound::default(),
             pulses: [None; SERVERS_MAX],
+            log_ends: [0; SERVERS_MAX],
             needs_image: ServerSet::EMPTY,
             fresh: Vec::new(),
         }
@@ -198,9 +201,11 @@ impl Observer {
         self.one_lease.ended(server);
     }
 
-    /// The world damaged the log of `server`, which had formed `view`.
+    /// The world damaged the log of `server`, which had formed `view`. An empty log has nothing to lose.
     pub fn log_damaged(&mut self, server: ServerId, view: View) {
-        self.votes.damaged(server, view);
+        if self.log_ends[server.index()] > 0 {
+            self.votes.damaged(server, view);
+        }
         self.survives.damaged(server);
         self.view_complete.damaged(server);
     }
@@ -271,6 +276,7 @@ impl Observer {
     pub fn turn_ended(&mut self, pulse: &Pulse) -> Verdict {
         self.turn_pointers(pulse)?;
         let before = self.pulses[pulse.server.index()].replace(*pulse);
+        self.log_ends[pulse.server.index()] = pulse.log_end;
         self.votes.seen(pulse);
         self.one_lease.seen(pulse);
         let cp_before = before.filter(|p| p.formed == pulse.formed).map_or(0, |p| p.cp);

@@ -31,8 +31,9 @@ fn all_there(stage: &mut Stage, numbers: std::ops::Range<u8>) {
 fn none_serves(stage: &mut Stage, servers: &[ServerId]) {
     stage.settle();
     for server in servers {
-        let serving = stage.world.pulse(*server).is_some_and(|pulse| pulse.serving);
-        assert!(!serving, "{server} serves; {}", stage.world.states());
+        let pulse = stage.world.pulse(*server);
+        let serves = pulse.is_some_and(|pulse| pulse.serving && pulse.lease_until > pulse.at);
+        assert!(!serves, "{server} serves; {}", stage.world.states());
     }
 }
 
