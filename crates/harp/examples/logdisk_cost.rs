@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use harp::logdisk::FileLogDisk;
-use harp_log::{LogDisk, LogPos};
+use harp_node::log::{LogDisk, LogPos};
 use rustix::time::{ClockId, clock_gettime};
 
 const SEGMENT_BYTES: u64 = 64 << 20;

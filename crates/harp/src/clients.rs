@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
+use harp_node::wire::record::{self, RECORD_BYTES_MAX, Split};
 use harp_node::{ConnId, Event, Node, Output};
-use harp_wire::record::{self, RECORD_BYTES_MAX, Split};
 
 use crate::clock;
 use crate::netbuf::{Received, SendBuf, receive_behind, receive_into, send_pieces};

@@ -4,7 +4,7 @@
 //! Invariant: the steady clock counts on while the machine is suspended, as leases demand (rule 7).
 
 use harp_node::Now;
-use harp_vr::Nanos;
+use harp_node::vr::Nanos;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds in a millisecond.

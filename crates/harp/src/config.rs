@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use harp_node::vr::{ServerId, Shape};
 use harp_node::{Durability, Settings};
-use harp_vr::{ServerId, Shape};
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 use toml::Spanned;
@@ -57,8 +57,8 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             heartbeat_ms: 20,
-            failure_timeout_ms: 150,
-            lease_ms: 120,
+            failure_timeout_ms: 250,
+            lease_ms: 200,
             clock_drift_ppm: 1000,
             ring_bytes: 512 << 20,
             segment_bytes: 64 << 20,

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use harp_log::DiskError;
+use harp_node::log::DiskError;
 
 /// Exit code of a server that had to stop because its disk failed it.
 pub const EXIT_FATAL: u8 = 70;

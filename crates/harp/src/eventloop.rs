@@ -9,9 +9,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use harp_log::{DiskCommand, DiskDone, Ring};
+use harp_node::log::{DiskCommand, DiskDone, Ring};
+use harp_node::vr::Nanos;
 use harp_node::{ConnId, Event, Node, Notice, Output, StoreDone, StoreJob};
-use harp_vr::Nanos;
 
 use crate::admin::{Admins, Answer, Asked, Request, ServerStatus, digest_answer};
 use crate::clients::Clients;

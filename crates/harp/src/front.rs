@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use harp_vr::{Nanos, ServerId, View};
+use harp_node::vr::{Nanos, ServerId, View};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, connect_unspec, sockopt};
 

@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use harp_vr::ServerId;
+use harp_node::vr::ServerId;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 

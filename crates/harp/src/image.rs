@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use harp_engine::{FileDisk, LmdbEngine, LmdbOptions, SEGMENT_BLOCKS};
-use harp_store::{Limits, Store, StoreError};
+use harp_node::store::{Limits, Store, StoreError};
 
 use crate::error::HarpError;
 

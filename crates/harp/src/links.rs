@@ -12,9 +12,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use harp_log::Ring;
 use harp_node::Output;
-use harp_vr::{Nanos, ServerId};
+use harp_node::log::Ring;
+use harp_node::vr::{Nanos, ServerId};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, accept_with, connect, socket_with, sockopt,
@@ -473,8 +473,8 @@ fn split_frames(
 
 #[cfg(test)]
 mod tests {
-    use harp_log::LogPos;
     use harp_node::Frame;
+    use harp_node::log::LogPos;
 
     use super::*;
     use crate::clock::steady;

@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use harp_log::{DiskError, LogDisk, LogPos, SLOT_BYTES, SlotFile};
+use harp_node::log::{DiskError, LogDisk, LogPos, SLOT_BYTES, SlotFile};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 

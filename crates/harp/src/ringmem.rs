@@ -6,7 +6,7 @@
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 
-use harp_log::RingMemory;
+use harp_node::log::RingMemory;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -67,7 +67,7 @@ unsafe impl RingMemory for RingMapping {
 mod tests {
     use std::sync::Arc;
 
-    use harp_log::{LogPos, Ring};
+    use harp_node::log::{LogPos, Ring};
 
     use super::*;
 

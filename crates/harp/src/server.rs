@@ -9,9 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use harp_log::{DiskCommand, LogDisk, Ring, SlotFile};
+use harp_node::log::{DiskCommand, DiskRunner, LogDisk, Ring, SlotFile};
+use harp_node::vr::ServerId;
 use harp_node::{Node, StoreJob, image_state};
-use harp_vr::ServerId;
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::admin::Admins;
@@ -147,7 +147,8 @@ fn start_workers(
 ) -> Result<Workers, HarpError> {
     let bell = Bell::new()?;
     let of_log = ring.clone();
-    let run = move |command: DiskCommand| command.run(&mut disk, &of_log);
+    let mut runner = DiskRunner::default();
+    let run = move |command: DiskCommand| runner.run(command, &mut disk, &of_log);
     let log = Worker::start("harp-log", bell.clone(), run)?;
     let store = match image {
         None => None,

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 
 use harp_node::Node;
-use harp_vr::ServerId;
+use harp_node::vr::ServerId;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::config::Config;

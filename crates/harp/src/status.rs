@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use harp_vr::{ServerId, ServerSet, Shape};
+use harp_node::vr::{ServerId, ServerSet, Shape};
 use serde::Serialize;
 
 use crate::admin::{Answer, Request, ServerStatus, ask};
@@ -194,7 +194,7 @@ pub fn table(document: &Document) -> String {
 
 #[cfg(test)]
 mod tests {
-    use harp_vr::View;
+    use harp_node::vr::View;
 
     use super::*;
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use harp_node::Durability;
-use harp_vr::{Nanos, ServerId, ServerSet, Shape, View};
+use harp_node::vr::{Nanos, ServerId, ServerSet, Shape, View};
 use rustix::process::Signal;
 use rustix::rand::{GetRandomFlags, getrandom};
 

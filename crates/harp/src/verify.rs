@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use harp_vr::ServerId;
+use harp_node::vr::ServerId;
 
 use crate::admin::{Answer, Request, ask};
 use crate::config::Config;
@@ -146,7 +146,7 @@ fn compare(
 
 #[cfg(test)]
 mod tests {
-    use harp_vr::Shape;
+    use harp_node::vr::Shape;
 
     use super::*;
     use crate::status::merge;

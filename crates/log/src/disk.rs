@@ -148,3 +148,80 @@ impl DiskCommand {
         }
     }
 }
+
+/// Carries out one server's commands, and none for the log after one of them failed: what was ordered
+/// behind it relies on it (rule 8). The view file is still written, to say so.
+#[derive(Debug, Default)]
+pub struct DiskRunner {
+    failed: bool,
+}
+
+impl DiskRunner {
+    /// Carries `command` out, or refuses it.
+    pub fn run(&mut self, command: DiskCommand, disk: &mut dyn LogDisk, ring: &Ring) -> DiskDone {
+        let of_log = match &command {
+            DiskCommand::Write { .. } => true,
+            DiskCommand::Slot { file, .. } => *file == SlotFile::LogHead,
+            DiskCommand::Read { .. } => false,
+        };
+        if of_log && self.failed {
+            let what = "not tried, since an earlier write of the log failed".into();
+            let error = DiskError { what, os_code: None };
+            return DiskDone::Failed { file: None, read: false, error };
+        }
+        let done = command.run(disk, ring);
+        self.failed |= of_log && matches!(done, DiskDone::Failed { .. });
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails its first sync and works from then on, as disks do.
+    #[derive(Default)]
+    struct FailsOnce {
+        syncs: u32,
+        heads: u32,
+        views: u32,
+    }
+
+    impl LogDisk for FailsOnce {
+        fn read(&mut self, _: LogPos, _: &mut [u8]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn write(&mut self, _: LogPos, _: &[u8]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn sync(&mut self) -> Result<(), DiskError> {
+            self.syncs += 1;
+            let failed = DiskError { what: "sync".into(), os_code: Some(5) };
+            if self.syncs == 1 { Err(failed) } else { Ok(()) }
+        }
+        fn read_slot(&mut self, _: SlotFile, _: usize) -> Result<Option<Vec<u8>>, DiskError> {
+            Ok(None)
+        }
+        fn write_slot(&mut self, file: SlotFile, _: usize, _: &[u8]) -> Result<(), DiskError> {
+            match file {
+                SlotFile::LogHead => self.heads += 1,
+                SlotFile::View => self.views += 1,
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_log_is_written_behind_a_failed_sync() {
+        let (mut disk, ring) = (FailsOnce::default(), Ring::on_heap(8192));
+        let mut runner = DiskRunner::default();
+        let write = DiskCommand::Write { at: LogPos(0), bytes: 4096, sync: true };
+        let slot = |file| DiskCommand::Slot { file, sequence: 1, bytes: vec![1] };
+        let failed = |done: DiskDone| matches!(done, DiskDone::Failed { .. });
+        assert!(failed(runner.run(write.clone(), &mut disk, &ring)));
+        assert!(failed(runner.run(write, &mut disk, &ring)));
+        assert!(failed(runner.run(slot(SlotFile::LogHead), &mut disk, &ring)));
+        assert!(!failed(runner.run(slot(SlotFile::View), &mut disk, &ring)));
+        assert_eq!((disk.syncs, disk.heads, disk.views), (1, 0, 1));
+    }
+}

@@ -1,7 +1,7 @@
 //! Gather: when the open batch of records goes to the disk.
 //! Owns: how long writes take lately, how many calls are usually open, the one deadline.
 //! Never: lets a lone call wait: what cannot grow is sealed at once.
-//! Invariant: a batch waits at most half a write's time.
+//! Invariant: a batch waits at most one and a half times what a write takes.
 //!
 //! Clients that wait for their replies send no new calls. If the next write starts the moment the last
 //! one ended, it carries half of what is open; the other half's replies are just leaving. On a disk
@@ -22,6 +22,8 @@ pub(crate) struct Gather {
     peak: u64,
     /// When the last write ended.
     idle_since: Nanos,
+    /// When everything but the open batch was committed, its replies on their way.
+    settled_since: Option<Nanos>,
 }
 
 impl Gather {
@@ -30,6 +32,7 @@ impl Gather {
         let took = now.since(since);
         self.write_nanos = (7 * self.write_nanos + took) / 8;
         self.idle_since = now;
+        self.settled_since = None;
         self.peak -= self.peak / 16;
     }
 
@@ -37,7 +40,12 @@ impl Gather {
     /// is under way. Returns until when the batch should wait for more; `None`: seal it.
     pub fn wait_until(&mut self, now: Nanos, open: u64, gathered: u64) -> Option<Nanos> {
         self.peak = self.peak.max(open);
-        let until = self.idle_since.plus(self.write_nanos / 2);
+        let until = if open > gathered {
+            // The other members' disks are still at the last batch; its clients wait.
+            self.idle_since.plus(self.write_nanos)
+        } else {
+            self.settled_since.get_or_insert(now).plus(self.write_nanos / 2)
+        };
         let worth = self.write_nanos > SLOW_WRITE && 8 * gathered < 7 * self.peak;
         (worth && now < until).then_some(until)
     }
@@ -65,10 +73,12 @@ mod tests {
     fn half_of_many_waits_for_the_other_half_but_not_for_long() {
         let mut gather = slow();
         let now = gather.idle_since;
-        let until = gather.wait_until(now, 64, 30).expect("waits");
+        let until = gather.wait_until(now, 64, 30).expect("waits for the other members");
+        assert!(until.since(now) <= 1_000_000);
+        let until = gather.wait_until(now, 30, 30).expect("waits for the clients");
         assert!(until.since(now) <= 500_000);
-        assert_eq!(gather.wait_until(now, 64, 60), None);
-        assert_eq!(gather.wait_until(until, 64, 30), None);
+        assert_eq!(gather.wait_until(now, 60, 60), None);
+        assert_eq!(gather.wait_until(until, 30, 30), None);
     }
 
     #[test]
