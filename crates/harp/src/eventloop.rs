@@ -29,6 +29,9 @@ const UNSENT_MAX: usize = 1 << 14;
 /// Memory that a turn's replies may keep for the next turn.
 const KEPT_BYTES: usize = 32 << 20;
 
+/// A turn that takes longer (nanoseconds) delays heartbeats and is worth a line.
+const LONG_TURN: u64 = 50_000_000;
+
 /// The threads that a node's wishes go to.
 pub struct Workers {
     /// Rings when any of them has results.
@@ -163,6 +166,7 @@ impl EventLoop {
             None => self.wake_at,
         };
         let ready = self.parts.poller.wait(clock::steady(), Some(until))?;
+        let woke = clock::steady();
         for index in 0..ready {
             let ready = self.parts.poller.event(index);
             self.on_ready(ready);
@@ -175,6 +179,11 @@ impl EventLoop {
         }
         self.parts.node.finish(clock::now(), &mut self.out);
         self.carry_out(now.steady);
+        let took = clock::steady().since(woke);
+        if took > LONG_TURN {
+            let text = format!("a turn of the loop took {} ms", took / 1_000_000);
+            self.tell(ToSupervisor::Remark { text });
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use harp_sim::{Report, Wish, run};
 const USAGE: &str = "\
 harp-sim --seed S [--ops N] [--n 1|2] [--planted NAME] [--trace]   one world
 harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a seed, B excluded
+         [--keep-going]                                            all of them, whatever fails
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
 
@@ -31,6 +32,7 @@ struct Orders {
     without: FaultSet,
     hunt: Vec<Planted>,
     trace: bool,
+    keep_going: bool,
     threads: u64,
 }
 
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     install_hook();
     match (&orders.hunt[..], orders.seed, orders.seeds) {
         ([], Some(seed), _) => one(&orders, seed),
+        ([], None, Some(seeds)) if orders.keep_going => all(&orders, seeds),
         ([], None, Some(seeds)) => many(&orders, seeds),
         (hunt, None, seeds) if !hunt.is_empty() => hunt_all(&orders, seeds.unwrap_or((0, 2000))),
         _ => {
@@ -69,6 +72,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
         without: FaultSet::NONE,
         hunt: Vec::new(),
         trace: false,
+        keep_going: false,
         threads: 2,
     };
     let mut parser = lexopt::Parser::from_env();
@@ -84,6 +88,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
             }
             Long("hunt") => orders.hunt = vec![parser.value()?.parse_with(planted)?],
             Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
+            Long("keep-going") => orders.keep_going = true,
             Long("trace") => orders.trace = true,
             Long("threads") => orders.threads = parser.value()?.parse::<u64>()?.clamp(1, 64),
             Long("help") | Short('h') => return Ok(None),
@@ -226,17 +231,50 @@ fn many(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Each world of a hunt is a process of its own, so that an assert that fires ends that world only.
-fn finds(orders: &Orders, bug: Planted, seed: u64) -> bool {
+/// Runs a world in a process of its own, so that an assert that fires ends that world only. Returns what
+/// failed.
+fn run_apart(wish: Wish) -> Option<String> {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new(program);
-    command.args(["--seed", &seed.to_string(), "--ops", &orders.ops.to_string()]);
-    command.args(["--n", &orders.n.to_string(), "--planted", name_of(bug)]);
-    for name in orders.without.names() {
+    command.args(["--seed", &wish.seed.to_string(), "--ops", &wish.ops.to_string()]);
+    command.args(["--n", &wish.n.to_string()]);
+    if let Some(bug) = wish.planted {
+        command.args(["--planted", name_of(bug)]);
+    }
+    for name in wish.without.names() {
         command.args(["--without", &name]);
     }
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    !status.expect("the program that runs can be run").success()
+    let output = command.stdout(Stdio::null()).output().expect("the program that runs can be run");
+    if output.status.success() {
+        return None;
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let mut lines = errors.lines().skip_while(|line| !line.starts_with("FAILED")).take(2);
+    let failed = lines.next().unwrap_or("FAILED without a word");
+    // An assert's own words stand below its place.
+    let words = if failed.starts_with("FAILED an assert") { lines.next() } else { None };
+    Some(format!("{failed} {}", words.unwrap_or_default()))
+}
+
+fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
+    let failed = AtomicU64::new(0);
+    over_seeds(orders, seeds, |seed| {
+        if let Some(what) = run_apart(wish(orders, seed)) {
+            failed.fetch_add(1, Ordering::Relaxed);
+            println!("{seed}: {what}");
+        }
+        true
+    });
+    let failed = failed.into_inner();
+    println!("seeds {}..{}: {failed} failed", seeds.0, seeds.1);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether a seed finds a planted bug: it fails, and without the bug it does not.
+fn finds(orders: &Orders, bug: Planted, seed: u64) -> bool {
+    let sound = wish(orders, seed);
+    let broken = Wish { planted: Some(bug), ..sound };
+    run_apart(broken).is_some() && run_apart(sound).is_none()
 }
 
 fn hunt_all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {

@@ -67,7 +67,7 @@ pub struct Counts {
     pub replies: u64,
     /// Replies that asked to try again later.
     pub put_off: u64,
-    /// Views formed.
+    /// Views that a primary formed.
     pub views: u64,
 }
 
@@ -294,8 +294,6 @@ impl Observer {
         let needs_image = self.needs_image.contains(pulse.server);
         pointer_order::check(pulse, !needs_image)?;
         self.glb_bound.check(pulse, needs_image)?;
-        let formed_before = self.pulses[pulse.server.index()].map_or(View::NONE, |p| p.formed);
-        self.counts.views += (pulse.primary && pulse.formed > formed_before) as u64;
         self.one_primary.check(self.shape, pulse)?;
         self.apply_bound.check(pulse)?;
         self.view_complete.check(pulse)?;

@@ -294,7 +294,10 @@ impl World {
                     self.observer.images.digested(server, *op, digest)?;
                 }
                 Notice::Fatal { .. } => ends = true,
-                Notice::Formed { .. } | Notice::Refusing { .. } | Notice::Remark { .. } => {}
+                Notice::Formed { primary, .. } => {
+                    self.observer.counts.views += (*primary == server) as u64;
+                }
+                Notice::Refusing { .. } | Notice::Remark { .. } => {}
             }
         }
         Ok(ends)
