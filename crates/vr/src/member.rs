@@ -211,13 +211,11 @@ impl Replica {
 
     pub(crate) fn on_grant(&mut self, view: View, first: Op, last: Op) -> Records {
         let Stage::Installing { install, staged, .. } = &self.stage else { return Records::Ignore };
+        if self.tagging.is_some() || self.durable.formed >= view || view != install.view {
+            return Records::Ignore; // complete already, or of another attempt
+        }
         let end = self.base_end(*staged);
-        let fits = view == install.view
-            && self.tagging.is_none()
-            && self.durable.formed < view
-            && last <= install.end
-            && first <= end.next()
-            && last > end;
+        let fits = last <= install.end && first <= end.next() && last > end;
         match (fits, *staged) {
             (false, _) => Records::Ignore,
             (true, true) => Records::Staged { above: end },
