@@ -97,16 +97,20 @@ fn is_quiet(world: &World) -> bool {
         && world.clients.iter().all(|client| client.open.is_empty() && client.told.is_empty())
 }
 
-/// The designated copies are the members of a view that serves, and all agree on it.
+/// The designated copies are the members of a view that serves, and all agree on it. A copy whose image
+/// the log alone cannot complete (its disk was lost) is not expected: the configuration names it.
 fn has_converged(world: &World) -> bool {
-    let copies: harp_node::vr::ServerSet = world.profile.shape.copies().collect();
-    let Some(serving) = world.serving().and_then(|server| world.pulse(server)) else {
-        return false;
-    };
-    serving.members == copies
-        && copies.iter().all(|copy| {
-            world.pulse(copy).is_some_and(|pulse| pulse.formed == serving.formed && !pulse.learner)
-        })
+    let Some(server) = world.serving() else { return false };
+    let Some(serving) = world.pulse(server) else { return false };
+    let Some(process) = &world.hosts[server.index()].process else { return false };
+    let needs_image = process.node.replica().configuration().needs_image;
+    let copies = world.profile.shape.copies().filter(|copy| !needs_image.contains(*copy));
+    copies.into_iter().all(|copy| {
+        serving.members.contains(copy)
+            && world
+                .pulse(copy)
+                .is_some_and(|pulse| pulse.formed == serving.formed && !pulse.learner)
+    })
 }
 
 fn heal(world: &mut World, limit: u64) -> Verdict {
