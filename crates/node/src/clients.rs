@@ -15,8 +15,11 @@ use crate::record::{RequestKey, Stamp};
 pub const REPLIES_PER_CONNECTION: usize = 256;
 /// Connections kept at most.
 pub const CONNECTIONS_MAX: usize = 4_096;
-/// A connection without a record for this long (nanoseconds of log time) is forgotten.
+/// A connection without a record for this long (nanoseconds of the table's time) is forgotten.
 pub const KEEP_NANOS: u64 = 600 * 1_000_000_000;
+/// The table's time advances from record to record as log time does, but by no more than this: a clock
+/// that jumps must not make replies forgotten that clients still wait for.
+const STEP_NANOS: u64 = 1_000_000_000;
 /// First byte of the table's rows among the image's keys: above every table of `harp_fs`.
 pub const ROW_PREFIX: u8 = 0xC0;
 
@@ -32,7 +35,7 @@ struct Slot {
 #[derive(Clone, Debug, Default)]
 struct Connection {
     port: u16,
-    /// Time of its newest record.
+    /// The table's time of its newest record.
     newest: u64,
     /// Op of its newest record, to know what a checkpoint must write.
     newest_op: u64,
@@ -54,6 +57,10 @@ pub struct ClientTable {
     forgotten: Vec<(u64, usize)>,
     /// Rows above this op are not in the image yet.
     saved: u64,
+    /// The newest record taken in, its log time, and the table's time then.
+    newest_op: u64,
+    log_time: u64,
+    clock: u64,
 }
 
 impl ClientTable {
@@ -71,13 +78,17 @@ impl ClientTable {
 
     /// Takes in the record of `op`, logged at `time`. Taking it in again changes nothing.
     pub fn record(&mut self, op: u64, time: u64, stamp: &Stamp, reply: &[u8]) {
+        if op <= self.newest_op {
+            return; // taken in before
+        }
+        self.newest_op = op;
+        self.clock += time.saturating_sub(self.log_time).min(STEP_NANOS);
+        self.log_time = time;
+        let time = self.clock;
         if !self.connections.contains_key(&stamp.connection) {
             self.forget_old(time);
         }
         let connection = self.connections.entry(stamp.connection).or_default();
-        if connection.newest_op >= op {
-            return; // applied before
-        }
         connection.port = stamp.port;
         connection.newest = time;
         connection.newest_op = op;
@@ -126,6 +137,9 @@ impl ClientTable {
     /// at `op`.
     pub fn changed_rows(&mut self, op: u64) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::new();
+        if self.newest_op > self.saved {
+            rows.push((vec![ROW_PREFIX], Some(self.clock_row())));
+        }
         for (name, count) in self.forgotten.drain(..) {
             rows.extend((0..count).map(|at| (row_key(name, at as u8), None)));
         }
@@ -148,8 +162,14 @@ impl ClientTable {
         op: u64,
         rows: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Option<ClientTable> {
-        let mut table = ClientTable { saved: op, ..ClientTable::default() };
+        let mut table = ClientTable { saved: op, newest_op: op, ..ClientTable::default() };
         for (key, value) in rows {
+            if key == [ROW_PREFIX] {
+                let (clock, log_time) = value.split_first_chunk::<8>()?;
+                table.clock = u64::from_le_bytes(*clock);
+                table.log_time = u64::from_le_bytes(log_time.try_into().ok()?);
+                continue;
+            }
             let (name, at) = parse_key(key)?;
             let (port, slot) = parse_value(value)?;
             let connection = table.connections.entry(name).or_default();
@@ -171,6 +191,12 @@ impl ClientTable {
             }
         }
         Some(table)
+    }
+}
+
+impl ClientTable {
+    fn clock_row(&self) -> Vec<u8> {
+        [self.clock.to_le_bytes(), self.log_time.to_le_bytes()].concat()
     }
 }
 
@@ -282,10 +308,20 @@ mod tests {
     fn connections_silent_for_ten_minutes_of_log_time_are_forgotten_with_their_rows() {
         let mut table = ClientTable::default();
         table.record(1, 5, &stamp(1, 1), b"r");
-        table.record(2, 6 + KEEP_NANOS, &stamp(2, 2), b"r");
+        let seconds = KEEP_NANOS / STEP_NANOS + 1;
+        (1..=seconds).for_each(|s| table.record(1 + s, 5 + s * STEP_NANOS, &stamp(2, 2), b"r"));
+        assert!(table.find(&stamp(1, 1).key).is_some());
+        table.record(2 + seconds, 5 + (seconds + 1) * STEP_NANOS, &stamp(3, 3), b"r");
         assert_eq!(table.find(&stamp(1, 1).key), None);
-        let rows = table.changed_rows(2);
-        assert_eq!(rows[0], (row_key(1, 0), None));
-        assert!(rows[1].1.is_some());
+        let rows = table.changed_rows(2 + seconds);
+        assert!(rows.contains(&(row_key(1, 0), None)));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_forgets_nobody() {
+        let mut table = ClientTable::default();
+        table.record(1, 5, &stamp(1, 1), b"r");
+        table.record(2, 5 + 100 * KEEP_NANOS, &stamp(2, 2), b"r");
+        assert!(table.find(&stamp(1, 1).key).is_some());
     }
 }

@@ -171,7 +171,7 @@ impl SimLogDisk {
     /// Both slots of a small file are damaged.
     pub fn damage_file(&mut self, file: SlotFile) {
         if let Some(slots) = &mut self.files[file as usize] {
-            slots.iter_mut().for_each(|slot| slot[11] ^= 0x40);
+            slots.iter_mut().for_each(|slot| slot[8..16].fill(0xa5));
         }
     }
 

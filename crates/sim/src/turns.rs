@@ -343,6 +343,10 @@ impl World {
         if let (Some(durable), DiskDone::Slot { .. }) = (view, &done) {
             self.observer.view_written(server, &durable)?;
         }
+        if let DiskDone::Failed { read: false, .. } = done {
+            let formed = self.durable(server).map(|durable| durable.formed);
+            self.observer.log_doubtful(server, formed.unwrap_or_default());
+        }
         self.deliver(server, Incoming::Disk(done));
         self.start_command(server, self.now);
         Ok(())

@@ -26,7 +26,8 @@ impl GlbBound {
     pub fn check(&mut self, pulse: &Pulse, needs_image: bool) -> Verdict {
         self.highest = self.highest.max(pulse.glb);
         let emptied = &mut self.emptied[pulse.server.index()];
-        if pulse.lb >= self.highest {
+        // What GLB counted on may have been lost before anybody said that GLB.
+        if pulse.lb > 0 && pulse.lb >= self.highest {
             *emptied = false;
         }
         let counts = pulse.copy && !*emptied && !needs_image;
