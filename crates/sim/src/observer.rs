@@ -103,8 +103,8 @@ pub struct Observer {
     glb_bound: GlbBound,
     /// Each server's newest pulse.
     pulses: [Option<Pulse>; SERVERS_MAX],
-    /// Where each server's log ended at its last turn.
-    log_ends: [u64; SERVERS_MAX],
+    /// Whether each server's log held nothing at its last turn.
+    empty_logs: [bool; SERVERS_MAX],
     needs_image: ServerSet,
     fresh: Vec<CommittedRecord>,
 }
@@ -133,7 +133,7 @@ impl Observer {
             executed: ExecutedOnce::default(),
             glb_bound: GlbBound::default(),
             pulses: [None; SERVERS_MAX],
-            log_ends: [0; SERVERS_MAX],
+            empty_logs: [true; SERVERS_MAX],
             needs_image: ServerSet::EMPTY,
             fresh: Vec::new(),
         }
@@ -203,7 +203,8 @@ impl Observer {
 
     /// The world damaged the log of `server`, which had formed `view`. An empty log has nothing to lose.
     pub fn log_damaged(&mut self, server: ServerId, view: View) {
-        if self.log_ends[server.index()] > 0 {
+        self.votes.doubtful(server, view);
+        if !self.empty_logs[server.index()] {
             self.votes.damaged(server, view);
         }
         self.survives.damaged(server);
@@ -272,17 +273,25 @@ impl Observer {
         Ok(first)
     }
 
+    /// Whether the server led the view that it had formed, at the end of its turn before.
+    pub fn led(&self, pulse: &Pulse) -> bool {
+        let before = self.pulses[pulse.server.index()];
+        before.is_some_and(|before| before.primary && before.formed == pulse.formed)
+    }
+
     /// A server's turn ended. What it newly counts as committed was shown before.
     pub fn turn_ended(&mut self, pulse: &Pulse) -> Verdict {
         self.turn_pointers(pulse)?;
         let before = self.pulses[pulse.server.index()].replace(*pulse);
-        self.log_ends[pulse.server.index()] = pulse.log_end;
+        self.empty_logs[pulse.server.index()] = pulse.log_empty;
         self.votes.seen(pulse);
         self.one_lease.seen(pulse);
         let cp_before = before.filter(|p| p.formed == pulse.formed).map_or(0, |p| p.cp);
-        if pulse.primary && pulse.cp > cp_before && !self.fresh.is_empty() {
+        let leads = pulse.primary || before.is_some_and(|p| p.primary && p.formed == pulse.formed);
+        if leads && pulse.cp > cp_before && !self.fresh.is_empty() {
             self.turn_committed(pulse)?;
         }
+        self.failed_disk.turn_ended(pulse.server);
         let fresh = std::mem::take(&mut self.fresh);
         let outcome = fresh.iter().try_for_each(|record| self.execute(record));
         self.fresh = fresh;
@@ -302,6 +311,7 @@ impl Observer {
 
     fn turn_committed(&mut self, pulse: &Pulse) -> Verdict {
         let Pulse { server, formed, members, cp, at, .. } = *pulse;
+        self.failed_disk.committed(server, pulse.life)?;
         self.held.check(server, formed, members, cp)?;
         self.one_lease.check(server, formed, at)?;
         self.view_complete.committed(formed, cp)

@@ -58,7 +58,7 @@ impl World {
         let mut out = std::mem::take(&mut process.out);
         host.process = Some(process);
 
-        self.turn_out(server, end)?;
+        self.turn_out(server, end, !out.replies.is_empty())?;
         self.set_going(server, end, &mut out)?;
         let host = &mut self.hosts[server.index()];
         if let Some(process) = &mut host.process {
@@ -118,12 +118,14 @@ impl World {
     }
 
     /// The observer sees the turn's end: first what is committed now, then what leaves.
-    fn turn_out(&mut self, server: ServerId, end: u64) -> Verdict {
+    fn turn_out(&mut self, server: ServerId, end: u64, answers: bool) -> Verdict {
         let host = &mut self.hosts[server.index()];
         let process = host.process.as_mut().expect("it lives");
         let pulse = glue::pulse(&process.node, &host.clock, end, host.life);
-        // A server that takes no part in its view may know of commitments that its own log lacks.
-        let counted = if pulse.normal { pulse.cp } else { process.counted };
+        // A server that takes no part in its view may know of commitments that its own log lacks; but a
+        // primary may commit, answer, and leave its view in one turn.
+        let led = self.observer.led(&pulse) && answers;
+        let counted = if pulse.normal || led { pulse.cp } else { process.counted };
         for op in process.counted + 1..=counted {
             if let Some(record) = glue::committed(&process.node, op)
                 && self.observer.counts_committed(server, record)?
@@ -259,8 +261,6 @@ impl World {
             return Ok(());
         }
         let cp = self.hosts[server.index()].process.as_ref().expect("it lives").cp;
-        let life = self.hosts[server.index()].life;
-        self.observer.failed_disk.answered(server, life)?;
         for reply in &out.replies {
             if !quota.take() {
                 break;

@@ -13,12 +13,21 @@ const NAME: &str = "17, a failed disk stops its server";
 #[derive(Debug, Default)]
 pub struct FailedDiskStops {
     failed: [Option<u32>; SERVERS_MAX],
+    /// Told in a turn that has not ended; what that turn did before may still leave.
+    telling: [Option<u32>; SERVERS_MAX],
 }
 
 impl FailedDiskStops {
     /// A process was told.
     pub fn told(&mut self, server: ServerId, life: u32) {
-        self.failed[server.index()] = Some(life);
+        self.telling[server.index()] = Some(life);
+    }
+
+    /// A server's turn ended.
+    pub fn turn_ended(&mut self, server: ServerId) {
+        if let Some(life) = self.telling[server.index()].take() {
+            self.failed[server.index()] = Some(life);
+        }
     }
 
     fn silent(&self, server: ServerId, life: u32, what: &str) -> Verdict {
@@ -39,8 +48,8 @@ impl FailedDiskStops {
         }
     }
 
-    /// A process answers a client.
-    pub fn answered(&self, server: ServerId, life: u32) -> Verdict {
-        self.silent(server, life, "answers a client")
+    /// A primary commits something.
+    pub fn committed(&self, server: ServerId, life: u32) -> Verdict {
+        self.silent(server, life, "commits")
     }
 }

@@ -79,6 +79,8 @@ pub struct Pulse {
     pub fp: u64,
     /// End of its own log.
     pub log_end: u64,
+    /// Whether its own log holds nothing.
+    pub log_empty: bool,
     /// Whether its own log is the complete one of `formed`.
     pub complete: bool,
     /// Known commit point.
