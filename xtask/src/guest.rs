@@ -11,8 +11,11 @@
 //! 127.0.0.1 is 10.0.2.2 inside.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -40,6 +43,12 @@ const PREPARE_PATIENCE: Duration = Duration::from_secs(300);
 const MEMORY_MIB: u32 = 3072;
 /// What the guest prints last, followed by the script's exit status.
 const EXIT_WORD: &str = "guest-exit ";
+
+/// The emulator's control socket, in the job's directory, and how it asks for a command.
+const CONTROL: &str = "control";
+const PROMPT: &[u8] = b"(qemu) ";
+const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
+const CONTROL_BYTES_MAX: usize = 64 * 1024;
 
 /// The first program of the guest: mounts everything, runs `/job/script`, powers off.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -88,6 +97,8 @@ pub enum GuestError {
         /// What the emulator complained about.
         complaints: String,
     },
+    /// The emulator refused a command.
+    Emulator(String),
     /// The script in the guest ended with another status than 0.
     Script(String),
 }
@@ -105,6 +116,7 @@ impl fmt::Display for GuestError {
                     indented(complaints)
                 )
             }
+            GuestError::Emulator(complaint) => write!(f, "the emulator refused: {complaint}"),
             GuestError::Script(line) => write!(f, "the script in the guest failed: {line}"),
         }
     }
@@ -269,38 +281,56 @@ pub fn static_busybox() -> Option<PathBuf> {
     (!dynamic).then_some(path)
 }
 
-/// What to boot.
-#[derive(Debug, Default)]
-pub struct Machine {
-    /// A raw disk image that becomes `/dev/vda`. What the guest flushed survives `cut_power`;
-    /// what it did not flush was in its memory and is gone.
-    pub disk: Option<PathBuf>,
-    /// TCP ports of the host's 127.0.0.1 that lead into the guest: (host, guest).
-    pub forwards: Vec<(u16, u16)>,
-}
-
 /// A running guest; dropped, its power is cut.
 #[derive(Debug)]
 pub struct Guest {
     emulator: Running,
+    /// The directory given as its job, where the emulator's control socket lies too.
+    job: File,
     /// What it prints on its console.
     pub console: Transcript,
 }
 
 impl Guest {
     /// Boots a machine that runs `script`, a text for bash, as root; `job` is a directory for it.
+    ///
+    /// `disk` is a raw image that becomes `/dev/vda`. What the guest flushed survives `cut_power`;
+    /// what it did not flush was in its memory and is gone.
     pub fn boot(
         kit: &Kit,
-        machine: &Machine,
+        disk: Option<&Path>,
         job: &Path,
         script: &str,
     ) -> Result<Guest, GuestError> {
         at(job, std::fs::create_dir_all(job))?;
         let file = job.join("script");
         at(&file, std::fs::write(&file, script))?;
-        let emulator = Running::start(&mut command(kit, machine, job)?)?;
+        let emulator = Running::start(&mut command(kit, disk, job)?)?;
         let console = emulator.stdout.clone();
-        Ok(Guest { emulator, console })
+        let job = at(job, File::open(job))?;
+        Ok(Guest { emulator, job, console })
+    }
+
+    /// Lets TCP connections to a port of the host's 127.0.0.1 into the guest from now on.
+    ///
+    /// Call it when the guest listens. The emulator accepts a connection at once and keeps what it
+    /// is sent until the guest takes it; to a guest that still boots it would deliver requests
+    /// long after their client gave the connection up, which no network does.
+    pub fn forward(&self, host: u16, inside: u16) -> Result<(), GuestError> {
+        // The path through the descriptor is short enough for a socket's address.
+        let path = format!("/proc/self/fd/{}/{CONTROL}", self.job.as_raw_fd());
+        let path = Path::new(&path);
+        let mut control = at(path, UnixStream::connect(path))?;
+        at(path, control.set_read_timeout(Some(CONTROL_PATIENCE)))?;
+        at(path, read_to_prompt(&mut control))?;
+        let command = format!("hostfwd_add net tcp:127.0.0.1:{host}-:{inside}\n");
+        at(path, control.write_all(command.as_bytes()))?;
+        let answer = at(path, read_to_prompt(&mut control))?;
+        // The command is echoed on the first line; a complaint would follow on the next.
+        match answer.lines().nth(1) {
+            None => Ok(()),
+            Some(complaint) => Err(GuestError::Emulator(complaint.to_owned())),
+        }
     }
 
     /// Waits for the script's end; an error unless it ended with status 0.
@@ -324,33 +354,46 @@ impl Guest {
     }
 }
 
+/// What the emulator's control socket says up to its next prompt.
+fn read_to_prompt(control: &mut UnixStream) -> io::Result<String> {
+    let mut said = Vec::new();
+    while !said.ends_with(PROMPT) {
+        let mut byte = [0];
+        control.read_exact(&mut byte)?;
+        said.extend_from_slice(&byte);
+        if said.len() > CONTROL_BYTES_MAX {
+            return Err(io::Error::other("no prompt"));
+        }
+    }
+    said.truncate(said.len() - PROMPT.len());
+    Ok(String::from_utf8_lossy(&said).trim_end().to_owned())
+}
+
 /// The emulator's command line.
-fn command(kit: &Kit, machine: &Machine, job: &Path) -> Result<Command, GuestError> {
+fn command(kit: &Kit, disk: Option<&Path>, job: &Path) -> Result<Command, GuestError> {
     let share = |path: &str, tag: &str| {
         // A comma in a path is doubled, as the emulator's option syntax wants.
         let path = path.replace(',', ",,");
         format!("local,path={path},mount_tag={tag},security_model=none,readonly=on,multidevs=remap")
     };
-    let mut network = String::from("user,id=net");
-    for (host, inside) in &machine.forwards {
-        network.push_str(&format!(",hostfwd=tcp:127.0.0.1:{host}-:{inside}"));
-    }
     let mut command = tool("qemu-system-x86_64")?;
     command
+        .current_dir(job)
         .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
         .args(["-m", &MEMORY_MIB.to_string()])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
+        .args(["-monitor", &format!("unix:{CONTROL},server=on,wait=off")])
         .arg("-no-reboot")
         .arg("-kernel")
         .arg(&kit.kernel)
         .arg("-initrd")
         .arg(&kit.initrd)
         .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
-        .args(["-netdev", &network])
+        .args(["-netdev", "user,id=net"])
         .args(["-device", "virtio-net-pci,netdev=net,romfile="])
         .args(["-virtfs", &share("/", "host")])
         .args(["-virtfs", &share(&job.to_string_lossy(), "job")]);
-    if let Some(disk) = &machine.disk {
+    if let Some(disk) = disk {
         let path = disk.to_string_lossy().replace(',', ",,");
         command.args(["-drive", &format!("file={path},if=virtio,format=raw,cache=writeback")]);
     }

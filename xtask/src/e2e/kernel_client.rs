@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::group::Group;
 use super::{Context, E2eError};
-use crate::guest::{Guest, Machine};
+use crate::guest::Guest;
 
 /// A whole scenario in an emulated machine that shares two cores with the servers.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -107,8 +107,7 @@ pub fn copies_a_source_tree(context: &Context<'_>) -> Result<(), E2eError> {
     let mount = preamble(&group);
     let again = mount.replace("set -euo pipefail\n", "mount_again() {\n") + "}\n";
     let script = format!("{mount}{again}SOURCE='{}'\n{TREE}", source.display());
-    let machine = Machine::default();
-    let guest = Guest::boot(context.kit()?, &machine, &context.work.join("job"), &script)?;
+    let guest = Guest::boot(context.kit()?, None, &context.work.join("job"), &script)?;
     context.watch("the guest's console", &guest.console);
     guest.finish(PATIENCE)?;
     group.verify()
@@ -144,8 +143,7 @@ pub fn rides_out_a_killed_primary(context: &Context<'_>) -> Result<(), E2eError>
     group.wait_settled()?;
     let kills = context.times(2, 10);
     let script = format!("{}ROUNDS={}\n{ROUNDS}", preamble(&group), kills * 4);
-    let machine = Machine::default();
-    let guest = Guest::boot(context.kit()?, &machine, &context.work.join("job"), &script)?;
+    let guest = Guest::boot(context.kit()?, None, &context.work.join("job"), &script)?;
     context.watch("the guest's console", &guest.console);
     for kill in 0..kills {
         let round = format!("round {}", kill * 4 + 2);

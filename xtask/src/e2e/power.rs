@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::group::free_ports;
 use super::load::Load;
 use super::{Context, E2eError, doing};
-use crate::guest::{Guest, Machine};
+use crate::guest::Guest;
 use crate::process::capture;
 
 /// The image's size: three servers' logs and two copies fit. The file is sparse.
@@ -33,15 +33,14 @@ pub fn power_cut_nothing_lost(context: &Context<'_>) -> Result<(), E2eError> {
     let disk = context.work.join("disk.raw");
     make_disk(&disk)?;
     let [address, _] = free_ports()?;
-    let machine = Machine { disk: Some(disk), forwards: vec![(address.port(), GUEST_PORT)] };
-    let job = context.work.join("job");
     let script = format!("HARP='{}'\nPORT={GUEST_PORT}\n{BOOT}", context.harp().display());
-    let mut guest = boot(context, &machine, &job, &script)?;
+    let boot = || boot(context, &disk, &script, address.port());
+    let mut guest = boot()?;
     let load = Load::start(context, address, CLIENT_PATIENCE)?;
     for _ in 0..context.times(2, 10) {
         load.wait_progress(PROGRESS, PROGRESS_PATIENCE)?;
         guest.cut_power();
-        guest = boot(context, &machine, &job, &script)?;
+        guest = boot()?;
     }
     load.wait_progress(PROGRESS, PROGRESS_PATIENCE)?;
     load.stop()?.check(address)?;
@@ -49,14 +48,9 @@ pub fn power_cut_nothing_lost(context: &Context<'_>) -> Result<(), E2eError> {
     Ok(())
 }
 
-/// Starts the machine and waits until it serves; the copies are compared before that is said.
-fn boot(
-    context: &Context<'_>,
-    machine: &Machine,
-    job: &Path,
-    script: &str,
-) -> Result<Guest, E2eError> {
-    let guest = Guest::boot(context.kit()?, machine, job, script)?;
+/// Starts the machine, waits until it serves with equal copies, and lets the clients in.
+fn boot(context: &Context<'_>, disk: &Path, script: &str, port: u16) -> Result<Guest, E2eError> {
+    let guest = Guest::boot(context.kit()?, Some(disk), &context.work.join("job"), script)?;
     context.watch("the guest's console", &guest.console);
     let serves = |line: &str| line.trim_end() == "copies equal";
     if guest.console.wait_for(READY_PATIENCE, serves).is_none() {
@@ -66,6 +60,7 @@ fn boot(
             seen: "see the console below".into(),
         });
     }
+    guest.forward(port, GUEST_PORT)?;
     Ok(guest)
 }
 
