@@ -27,11 +27,12 @@ fn preamble(group: &Group<'_>) -> String {
 
 /// Copies a tree in and out, compares, lists, renames, removes; reads as an ordinary user too.
 const TREE: &str = r#"
+step() { echo "$SECONDS s: $*"; }
 cd /mnt/nfs
-echo "step: copy in"
+step copy in
 cp -a "$SOURCE" tree
 diff -r "$SOURCE" tree
-echo "step: mount again and copy out"
+step mount again and copy out
 cd /
 umount /mnt/nfs
 mount_again
@@ -41,7 +42,7 @@ diff -r "$SOURCE" /tmp/out/tree
 sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 [ "$(sums "$SOURCE")" = "$(sums /mnt/nfs/tree)" ]
 cd /mnt/nfs
-echo "step: links, holes, modes and times"
+step links, holes, modes and times
 ln -s tree/store symbolic
 [ "$(readlink symbolic)" = tree/store ]
 echo one > linked
@@ -55,12 +56,12 @@ touch -d '2001-02-03 04:05:06.789 UTC' dated
 [ "$(TZ=UTC stat -c %y dated)" = "2001-02-03 04:05:06.789000000 +0000" ]
 mkfifo pipe
 [ -p pipe ]
-echo "step: many names"
+step many names
 mkdir many
-(cd many && seq -f 'file-%g' 1 2000 | xargs touch)
-[ "$(ls many | wc -l)" = 2000 ]
-[ "$(ls -f many | sort -u | wc -l)" = 2002 ]
-echo "step: rename"
+(cd many && seq -f 'file-%g' 1 1000 | xargs touch)
+[ "$(ls many | wc -l)" = 1000 ]
+[ "$(ls -f many | sort -u | wc -l)" = 1002 ]
+step rename
 for i in $(seq 1 50); do mv many/file-$i many/moved-$i; done
 mv many/moved-1 linked
 [ ! -s linked ]
@@ -68,7 +69,7 @@ mkdir full empty
 touch full/x
 if mv -T empty full 2>/dev/null; then exit 41; fi
 mv many/file-51 full/
-echo "step: an ordinary user"
+step an ordinary user
 mkdir -m 1777 shared
 mkdir -m 700 private
 as_user() { setpriv --reuid 1000 --regid 1000 --clear-groups "$@"; }
@@ -79,7 +80,7 @@ if as_user ls private 2>/dev/null; then exit 42; fi
 if as_user touch not-allowed 2>/dev/null; then exit 43; fi
 if as_user mv shared/mine many/ 2>/dev/null; then exit 44; fi
 if command -v git >/dev/null; then
-  echo "step: git as an ordinary user"
+  step git as an ordinary user
   as_user mkdir shared/repository
   git_as_user() { as_user env HOME=/nowhere git -C shared/repository "$@"; }
   git_as_user init -q
@@ -90,7 +91,7 @@ if command -v git >/dev/null; then
   git_as_user gc -q
   [ -z "$(git_as_user status --porcelain)" ]
 fi
-echo "step: remove"
+step remove
 if rmdir many 2>/dev/null; then exit 45; fi
 rm -r tree many full empty shared private
 rm symbolic linked linked.too hole dated pipe
