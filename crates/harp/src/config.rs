@@ -60,7 +60,7 @@ impl Default for Tuning {
             failure_timeout_ms: 250,
             lease_ms: 200,
             clock_drift_ppm: 1000,
-            ring_bytes: 512 << 20,
+            ring_bytes: 256 << 20,
             segment_bytes: 64 << 20,
             segments_max: 64,
             checkpoint_bytes: 64 << 20,

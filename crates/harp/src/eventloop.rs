@@ -32,6 +32,9 @@ const KEPT_BYTES: usize = 32 << 20;
 /// A turn that takes longer (nanoseconds) delays heartbeats and is worth a line.
 const LONG_TURN: u64 = 50_000_000;
 
+/// How long the loop looks for more work before it sleeps (nanoseconds).
+const LINGER: u64 = 50_000;
+
 /// The threads that a node's wishes go to.
 pub struct Workers {
     /// Rings when any of them has results.
@@ -165,7 +168,7 @@ impl EventLoop {
             Some(deadline) => deadline.min(self.wake_at),
             None => self.wake_at,
         };
-        let ready = self.parts.poller.wait(clock::steady(), Some(until))?;
+        let ready = self.wait(until)?;
         let woke = clock::steady();
         for index in 0..ready {
             let ready = self.parts.poller.event(index);
@@ -185,6 +188,22 @@ impl EventLoop {
             self.tell(ToSupervisor::Remark { text });
         }
         Ok(())
+    }
+
+    /// Waits for the next events. While work keeps coming the loop looks again for a moment before it
+    /// sleeps, letting other threads run in between: waking a sleeper costs more than that moment.
+    fn wait(&mut self, until: Nanos) -> Result<usize, HarpError> {
+        let began = clock::steady();
+        let mut now = began;
+        while now < until && now.since(began) < LINGER {
+            let ready = self.parts.poller.wait(now, Some(now))?;
+            if ready > 0 {
+                return Ok(ready);
+            }
+            std::thread::yield_now();
+            now = clock::steady();
+        }
+        self.parts.poller.wait(now, Some(until))
     }
 
     fn on_ready(&mut self, ready: Ready) {

@@ -20,6 +20,8 @@ fn failed(dir: &Path, error: StoreError) -> HarpError {
 fn engine_and_disk(dir: &Path) -> Result<(LmdbEngine, FileDisk), StoreError> {
     let engine = LmdbEngine::open(&dir.join("meta"), LmdbOptions::default())?;
     let disk = FileDisk::open(&dir.join("data"), SEGMENT_BLOCKS)?;
+    // The node has its own cache of what was written; a second one would cost a copy and fresh pages.
+    disk.set_direct(true);
     Ok((engine, disk))
 }
 

@@ -8,9 +8,12 @@ use std::os::fd::OwnedFd;
 
 use harp_node::log::RingMemory;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::error::HarpError;
+
+/// Pages are provided this many bytes at a time, so that nobody waits long for the address space.
+const WARM_BYTES: usize = 2 << 20;
 
 /// A block of zeroed memory that other processes could map too, given [`RingMapping::file`].
 pub struct RingMapping {
@@ -37,6 +40,21 @@ impl RingMapping {
         let base = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, &file, 0) }
             .map_err(|error| HarpError::io(what(), error))?;
         Ok(RingMapping { base, bytes, file })
+    }
+
+    /// Has the kernel provide all pages, a piece at a time. Meant for a thread of its own at start: pages
+    /// first touched by the loop would be cleared there, record by record. A kernel that cannot (before
+    /// Linux 5.14) leaves it at that.
+    pub fn warm(&self) {
+        for offset in (0..self.bytes).step_by(WARM_BYTES) {
+            let len = WARM_BYTES.min(self.bytes - offset);
+            // SAFETY: within the mapping, which `self` keeps; populating changes no content.
+            let done =
+                unsafe { madvise(self.base.byte_add(offset), len, Advice::LinuxPopulateWrite) };
+            if done.is_err() {
+                return;
+            }
+        }
     }
 
     /// The memory file behind the mapping.
@@ -75,6 +93,7 @@ mod tests {
     fn a_ring_over_the_mapping_keeps_what_is_written() {
         let mapping = RingMapping::new(1 << 16).expect("memory");
         assert_eq!(mapping.base().addr() % 4096, 0);
+        mapping.warm();
         let ring = Ring::new(Arc::new(mapping));
         // SAFETY: no reader exists yet.
         unsafe { ring.bytes_mut(LogPos(4096), 5) }.copy_from_slice(b"hello");

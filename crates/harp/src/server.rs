@@ -107,7 +107,12 @@ fn boot(
     let mut disk = FileLogDisk::open(&dir, tuning.segment_bytes, tuning.segments_max)
         .map_err(|error| HarpError::file("open the log in", &dir, error))?;
     check_view_file(&dir, &mut disk)?;
-    let ring = Ring::new(Arc::new(RingMapping::new(tuning.ring_bytes as usize)?));
+    let mapping = Arc::new(RingMapping::new(tuning.ring_bytes as usize)?);
+    let ring = Ring::new(mapping.clone());
+    std::thread::Builder::new()
+        .name("harp-warm".into())
+        .spawn(move || mapping.warm())
+        .map_err(|error| HarpError::io("start a thread", error))?;
     let image = match settings.shape.is_copy(me) {
         true => Some(image::open(&dir.join("store"), &config.id, settings.capacity_blocks)?),
         false => None,
