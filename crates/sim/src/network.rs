@@ -3,7 +3,7 @@
 //! Never: looks into a message.
 //! Invariant: a message once sent arrives by its own fate, whatever becomes of its sender.
 
-use harp_node::vr::{SERVERS_MAX, ServerId, ServerSet};
+use harp_node::vr::{Report, SERVERS_MAX, ServerId, ServerSet, View};
 
 use crate::profile::NetworkProfile;
 use crate::rng::Rng;
@@ -17,6 +17,8 @@ pub struct Message {
     pub to: ServerId,
     /// One whole frame.
     pub bytes: Vec<u8>,
+    /// What it reports, if it is a promise: the promised view, and what the server holds.
+    pub report: Option<(View, Report)>,
 }
 
 /// The messages under way, by place. Places and buffers are used again.
@@ -30,12 +32,13 @@ impl MailRoom {
     /// An empty message from `from` to `to`; fill in its bytes.
     pub fn open(&mut self, from: ServerId, to: ServerId) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.messages.push(Message { from, to, bytes: Vec::new() });
+            self.messages.push(Message { from, to, bytes: Vec::new(), report: None });
             self.messages.len() as u32 - 1
         });
         let message = &mut self.messages[slot as usize];
         (message.from, message.to) = (from, to);
         message.bytes.clear();
+        message.report = None;
         slot
     }
 
@@ -56,6 +59,7 @@ impl MailRoom {
         let bytes = std::mem::take(&mut self.messages[slot as usize].bytes);
         self.messages[copy as usize].bytes.extend_from_slice(&bytes);
         self.messages[slot as usize].bytes = bytes;
+        self.messages[copy as usize].report = self.messages[slot as usize].report;
         copy
     }
 

@@ -15,8 +15,9 @@ use crate::properties::{
     Pulse, Verdict, Violation, acknowledged_kept::AcknowledgedKept, apply_bound::ApplyBound,
     durable_views::DurableViews, equal_images::EqualImages, executed_once::ExecutedOnce,
     failed_disk_stops::FailedDiskStops, glb_bound::GlbBound, held_by_members::HeldByMembers,
-    log_survives::LogSurvives, one_history::OneHistory, one_lease::OneLease,
-    one_primary::OnePrimary, pointer_order, view_complete::ViewComplete, votes::Votes,
+    log_survives::LogSurvives, longest_log::LongestLog, one_history::OneHistory,
+    one_lease::OneLease, one_primary::OnePrimary, pointer_order, view_complete::ViewComplete,
+    votes::Votes,
 };
 
 /// Transaction ids are request numbers above this.
@@ -90,6 +91,8 @@ pub struct Observer {
     pub images: EqualImages,
     /// Property 17.
     pub failed_disk: FailedDiskStops,
+    /// Rule 2 (c).
+    pub longest_log: LongestLog,
     /// Property 9.
     pub votes: Votes,
     apply_bound: ApplyBound,
@@ -122,6 +125,7 @@ impl Observer {
             history: OneHistory::default(),
             images: EqualImages::default(),
             failed_disk: FailedDiskStops::default(),
+            longest_log: LongestLog::default(),
             votes: Votes::default(),
             apply_bound: ApplyBound::default(),
             one_primary: OnePrimary::default(),
@@ -251,6 +255,7 @@ impl Observer {
                 self.votes.check_report(server, report, committed)
             }
             Message::Prepare(_) | Message::PrepareOk(_) => Ok(()),
+            Message::Install(install) => self.longest_log.sent(server, install),
             Message::Presence(presence) if presence.serving => {
                 self.needs_image = presence.configuration.needs_image;
                 Ok(())

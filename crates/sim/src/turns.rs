@@ -95,6 +95,9 @@ impl World {
                 Incoming::Frame(slot) => {
                     let message = self.mail.get(slot);
                     self.trace.add(message.bytes.len() as u64);
+                    if let Some((view, report)) = &message.report {
+                        self.observer.longest_log.arrived(server, *view, report);
+                    }
                     let event = Event::Peer { from: message.from, frame: &message.bytes };
                     node.step(now, event, out);
                     self.mail.close(slot);
@@ -204,6 +207,9 @@ impl World {
         let (from, to, bytes) = (message.from, message.to, message.bytes.len());
         let envelope = glue::envelope(&message.bytes);
         self.observer.sent(from, &envelope)?;
+        if let Message::Promise { view, report } = envelope.message {
+            self.mail.get_mut(slot).report = Some((view, report));
+        }
         self.observer.failed_disk.sent(from, self.hosts[from.index()].life, &envelope)?;
         note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));
         match self.filter.as_mut().map_or(Fate::Pass, |f| f(self.mail.get(slot), &envelope)) {

@@ -14,6 +14,7 @@ pub mod healed_group_serves;
 pub mod held_by_members;
 pub mod linearizable;
 pub mod log_survives;
+pub mod longest_log;
 pub mod one_history;
 pub mod one_lease;
 pub mod one_primary;
