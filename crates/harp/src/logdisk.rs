@@ -8,7 +8,7 @@
 //! through the page cache 41 and 62. So the segments are opened so, and a sync is free.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -32,6 +32,9 @@ pub struct FileLogDisk {
     view: Option<File>,
     head: Option<File>,
     formatting: bool,
+    /// Segments found missing, to be made anew once a new head is in both its slots.
+    lost: Vec<usize>,
+    heads_since: u32,
     ahead: Option<(usize, JoinHandle<io::Result<()>>)>,
     bounce: Option<AlignedPiece>,
 }
@@ -70,6 +73,9 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> DiskError {
     DiskError { what: format!("{what} {}", path.display()), os_code: error.raw_os_error() }
 }
 
+/// The file that counts the segments created.
+const CREATED: &str = "created";
+
 /// Makes the names in a directory durable.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
@@ -87,8 +93,30 @@ fn open_direct(options: &OpenOptions, extra: OFlags, path: &Path) -> io::Result<
     }
 }
 
-/// Creates a segment file of real zeros under its final name, durable with its directory.
-fn create_segment(path: &Path, segment_bytes: u64) -> io::Result<()> {
+/// How many segments of a log were ever created; they are created in order. It is durable before the last of
+/// them is used, so that one that is missing later is known to be lost.
+fn created(dir: &Path) -> io::Result<usize> {
+    match std::fs::read_to_string(dir.join(CREATED)) {
+        Ok(text) => text.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn note_created(dir: &Path, slot: usize) -> io::Result<()> {
+    if created(dir).is_ok_and(|count| count > slot) {
+        return Ok(());
+    }
+    let unfinished = dir.join(CREATED).with_extension("new");
+    let mut file = File::create(&unfinished)?;
+    writeln!(file, "{}", slot + 1)?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, dir.join(CREATED))?;
+    sync_dir(dir)
+}
+
+/// Creates the file of a segment, real zeros under its final name, durable with its directory.
+fn create_segment(path: &Path, slot: usize, segment_bytes: u64) -> io::Result<()> {
     let unfinished = path.with_extension("new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -106,7 +134,9 @@ fn create_segment(path: &Path, segment_bytes: u64) -> io::Result<()> {
     }
     file.sync_all()?;
     std::fs::rename(&unfinished, path)?;
-    sync_dir(path.parent().expect("a segment lies in a directory"))
+    let dir = path.parent().expect("a segment lies in a directory");
+    sync_dir(dir)?;
+    note_created(dir, slot)
 }
 
 impl FileLogDisk {
@@ -116,7 +146,7 @@ impl FileLogDisk {
         sync_dir(dir)?;
         let mut disk = FileLogDisk::new(dir, segment_bytes, segments_max)?;
         disk.formatting = true;
-        create_segment(&disk.segment_path(0), segment_bytes)?;
+        create_segment(&disk.segment_path(0), 0, segment_bytes)?;
         Ok(disk)
     }
 
@@ -140,6 +170,8 @@ impl FileLogDisk {
             view: open(SlotFile::View)?,
             head: open(SlotFile::LogHead)?,
             formatting: false,
+            lost: Vec::new(),
+            heads_since: 0,
             ahead: None,
             bounce: None,
         })
@@ -188,7 +220,7 @@ impl FileLogDisk {
             prepared.map_err(|error| failed("prepare", &path, &error))?;
         }
         if self.open_segment(slot)?.is_none() {
-            create_segment(&path, self.segment_bytes)
+            create_segment(&path, slot, self.segment_bytes)
                 .map_err(|error| failed("prepare", &path, &error))?;
             self.open_segment(slot)?.expect("just created");
         }
@@ -207,7 +239,7 @@ impl FileLogDisk {
         let (path, bytes) = (self.segment_path(next), self.segment_bytes);
         let thread = std::thread::Builder::new()
             .name("harp-segment".into())
-            .spawn(move || create_segment(&path, bytes))
+            .spawn(move || create_segment(&path, next, bytes))
             .map_err(|error| failed("start a thread for", &self.segment_path(next), &error))?;
         self.ahead = Some((next, thread));
         Ok(())
@@ -221,6 +253,18 @@ impl FileLogDisk {
             aligned.copy_from_slice(part);
             segment.writes.write_all_at(aligned, at)?;
             at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Once a new head is in both slots, nothing relies on the lost segments any more: they may be empty.
+    fn replace_lost(&mut self) -> Result<(), DiskError> {
+        self.heads_since += 1;
+        if self.lost.is_empty() || self.heads_since < 2 {
+            return Ok(());
+        }
+        for slot in std::mem::take(&mut self.lost) {
+            self.ensure_segment(slot)?;
         }
         Ok(())
     }
@@ -295,6 +339,16 @@ impl LogDisk for FileLogDisk {
         Ok(())
     }
 
+    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+        let dir = self.dir.join(LOG_DIR);
+        let count = created(&dir).map_err(|error| failed("read", &dir.join(CREATED), &error))?;
+        let count = count.max(1).min(self.slots.len());
+        let gone = |slot: &usize| !self.segment_path(*slot).exists();
+        self.lost = (0..count).filter(gone).collect();
+        self.heads_since = 0;
+        Ok(self.lost.first().map(|slot| self.segment_path(*slot).display().to_string()))
+    }
+
     fn read_slot(&mut self, file: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError> {
         assert!(slot < 2, "slot {slot} of two");
         let path = small(&self.dir, file);
@@ -316,12 +370,17 @@ impl LogDisk for FileLogDisk {
             Some(opened) => opened
                 .write_all_at(&whole, (slot * SLOT_BYTES) as u64)
                 .and_then(|()| opened.sync_data()),
-            missing if formatting => {
+            // A log that lost its head begins anew; a view file is never made up (rule 4).
+            missing if formatting || file == SlotFile::LogHead => {
                 create_small(&path, slot, &whole).map(|file| *missing = Some(file))
             }
             None => Err(io::ErrorKind::NotFound.into()),
         };
-        wrote.map_err(|error| failed("write", &path, &error))
+        wrote.map_err(|error| failed("write", &path, &error))?;
+        if file == SlotFile::LogHead {
+            self.replace_lost()?;
+        }
+        Ok(())
     }
 }
 
@@ -407,8 +466,12 @@ mod tests {
         let slot = |disk: &mut FileLogDisk, i| disk.read_slot(SlotFile::View, i).expect("reads");
         assert_eq!(slot(&mut disk, 0).expect("there")[..4], [0xff; 4]);
         assert_eq!(slot(&mut disk, 1).expect("there")[..4], *b"one\0");
-        assert!(disk.write_slot(SlotFile::LogHead, 0, b"x").is_err(), "only a format creates");
         assert_eq!(disk.read_slot(SlotFile::LogHead, 0).expect("reads"), None);
+        disk.write_slot(SlotFile::LogHead, 0, b"x").expect("a log that lost its head begins anew");
+        std::fs::remove_file(dir.path().join("view")).expect("removes");
+        let mut disk = FileLogDisk::open(dir.path(), SEGMENT, 2).expect("opens");
+        assert!(disk.write_slot(SlotFile::View, 0, b"x").is_err(), "only a format creates");
+        assert_eq!(disk.read_slot(SlotFile::View, 0).expect("reads"), None);
     }
 
     #[test]
@@ -420,5 +483,21 @@ mod tests {
         let mut disk = FileLogDisk::open(dir.path(), SEGMENT, 2).expect("opens");
         let error = disk.read(LogPos(0), &mut [0; 16]).expect_err("too short");
         assert!(error.what.contains("4096 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_segment_that_is_gone_is_known_to_be_lost_until_a_new_head_stands() {
+        let dir = TestDir::new("logdisk-lost");
+        let mut disk = FileLogDisk::format(dir.path(), 1 << 16, 4).expect("formats");
+        assert_eq!(disk.lost_segment(), Ok(None));
+        disk.write_slot(SlotFile::LogHead, 0, b"head").expect("writes");
+        std::fs::remove_file(disk.segment_path(0)).expect("removes");
+        let mut disk = FileLogDisk::open(dir.path(), 1 << 16, 4).expect("opens");
+        assert!(disk.lost_segment().expect("looks").is_some());
+        disk.write_slot(SlotFile::LogHead, 1, b"new").expect("writes");
+        assert!(disk.lost_segment().expect("looks").is_some());
+        disk.write_slot(SlotFile::LogHead, 0, b"new").expect("writes");
+        disk.write_slot(SlotFile::LogHead, 1, b"new").expect("writes");
+        assert_eq!(disk.lost_segment(), Ok(None));
     }
 }

@@ -46,6 +46,9 @@ pub trait LogDisk {
     fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError>;
     /// Makes all earlier [`LogDisk::write`]s durable.
     fn sync(&mut self) -> Result<(), DiskError>;
+    /// Names a segment that was in use and is gone, if there is one. It reads as zeros like one that was never
+    /// written, so only the disk can tell. Such a segment is whole again once it is written.
+    fn lost_segment(&mut self) -> Result<Option<String>, DiskError>;
     /// Reads one slot; a file that does not exist is `None` (it is never an empty one).
     fn read_slot(&mut self, file: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError>;
     /// Writes one slot and makes it durable before it returns.
@@ -198,6 +201,9 @@ mod tests {
             self.syncs += 1;
             let failed = DiskError { what: "sync".into(), os_code: Some(5) };
             if self.syncs == 1 { Err(failed) } else { Ok(()) }
+        }
+        fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+            Ok(None)
         }
         fn read_slot(&mut self, _: SlotFile, _: usize) -> Result<Option<Vec<u8>>, DiskError> {
             Ok(None)

@@ -32,6 +32,11 @@ pub enum AmnesiaWhy {
         /// Number of segments in the head.
         segments_max: u64,
     },
+    /// A segment that was in use is gone.
+    SegmentMissing {
+        /// Its name.
+        name: String,
+    },
     /// Part of the log cannot be read.
     Unreadable(DiskError),
     /// Bytes below a place up to which the log was durable are damaged.
@@ -51,6 +56,7 @@ impl std::fmt::Display for AmnesiaWhy {
             AmnesiaWhy::Geometry { segment_bytes, segments_max } => {
                 write!(f, "the log on disk has {segments_max} segments of {segment_bytes} bytes")
             }
+            AmnesiaWhy::SegmentMissing { name } => write!(f, "the log's segment {name} is missing"),
             AmnesiaWhy::Unreadable(error) => write!(f, "the log cannot be read: {error}"),
             AmnesiaWhy::Damaged { at, mark } => {
                 write!(f, "the log is damaged at {}, it was durable up to {}", at.0, mark.0)
@@ -144,6 +150,9 @@ fn read_head(
     let Head { segment_bytes, segments_max, .. } = head;
     if (segment_bytes, segments_max) != (settings.segment_bytes, settings.segments_max) {
         return Err(Stop::NotIntact(AmnesiaWhy::Geometry { segment_bytes, segments_max }));
+    }
+    if let Some(name) = disk.lost_segment().map_err(Stop::unreadable)? {
+        return Err(Stop::NotIntact(AmnesiaWhy::SegmentMissing { name }));
     }
     let mirrored =
         heads.iter().flatten().filter(|other| other.says_the_same_as(&head)).count() == 2;

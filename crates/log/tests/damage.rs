@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Rng, SECTOR, Server, settings};
-use harp_log::{AmnesiaWhy, LogDisk, LogPos, LogSettings, Ring, SlotFile, Verdict, recover};
+use harp_log::{
+    AmnesiaWhy, DiskError, LogDisk, LogPos, LogSettings, Ring, SlotFile, Verdict, recover,
+};
 
 fn small() -> Server {
     Server::new(settings(32 << 10, 8), 64 << 10)
@@ -276,6 +278,10 @@ impl LogDisk for Noise {
 
     fn sync(&mut self) -> Result<(), harp_log::DiskError> {
         Ok(())
+    }
+
+    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+        Ok(None)
     }
 
     fn read_slot(&mut self, _: SlotFile, _: usize) -> Result<Option<Vec<u8>>, harp_log::DiskError> {

@@ -49,6 +49,8 @@ pub struct SimLogDisk {
     /// (position, bytes) of the newest synced writes, oldest first.
     recent: Vec<(u64, u64)>,
     unsynced: Vec<(u64, u64)>,
+    /// Segments that were in use are gone; known until both slots of a new head are written.
+    lost: u8,
     /// Bytes written to the log so far.
     pub bytes_written: u64,
 }
@@ -66,6 +68,7 @@ impl SimLogDisk {
         SimLogDisk {
             segment_bytes,
             segments: (0..segments).map(|_| None).collect(),
+            lost: 0,
             undo: BTreeMap::new(),
             dirty: BTreeSet::new(),
             spare: Vec::new(),
@@ -182,6 +185,9 @@ impl SimLogDisk {
 
     /// All segments are gone: like those that were never written, they read as zeros.
     pub fn lose_segments(&mut self) {
+        if self.segments.iter().any(Option::is_some) {
+            self.lost = 2;
+        }
         self.segments.iter_mut().for_each(|segment| *segment = None);
         self.undo.clear();
         self.dirty.clear();
@@ -273,6 +279,10 @@ impl LogDisk for SimLogDisk {
         Ok(())
     }
 
+    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+        Ok((self.lost > 0).then(|| "all".to_string()))
+    }
+
     fn read_slot(&mut self, file: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError> {
         Ok(self.slot(file, slot).map(|bytes| bytes.to_vec()))
     }
@@ -285,6 +295,9 @@ impl LogDisk for SimLogDisk {
         let slots = self.files[file as usize].get_or_insert_with(|| Box::new([[0; SLOT_BYTES]; 2]));
         slots[slot][..bytes.len()].copy_from_slice(bytes);
         slots[slot][bytes.len()..].fill(0);
+        if file == SlotFile::LogHead {
+            self.lost = self.lost.saturating_sub(1);
+        }
         Ok(())
     }
 }

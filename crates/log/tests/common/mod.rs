@@ -137,6 +137,10 @@ impl LogDisk for SimDisk {
         Ok(())
     }
 
+    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+        Ok(None)
+    }
+
     fn read_slot(&mut self, _: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError> {
         Ok(self.slots[slot].clone())
     }
