@@ -115,7 +115,11 @@ impl<E: Engine, D: Disk> Store<E, D> {
     /// `rows` (key, value).
     ///
     /// Errors: `AlreadyFormatted` if any image is there, damaged ones included.
-    pub fn format(engine: &E, identity: &[u8], rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
+    pub fn format(
+        engine: &E,
+        identity: &[u8],
+        rows: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<(), StoreError> {
         let view = engine.snapshot()?;
         for table in Table::ALL {
             if view.seek(table, &[])?.is_some() {

@@ -104,6 +104,7 @@ umount /mnt/nfs
 /// A tree of sources goes in, comes out the same, and is taken apart again.
 pub fn copies_a_source_tree(context: &Context<'_>) -> Result<(), E2eError> {
     let group = Group::start(context)?;
+    group.wait_settled()?;
     let source = context.workspace.root.join("crates");
     let mount = preamble(&group);
     let again = mount.replace("set -euo pipefail\n", "mount_again() {\n") + "}\n";

@@ -18,6 +18,7 @@ const LARGE_BYTES: usize = 3 * 1024 * 1024 + 4097;
 /// Copies files in, lists them, reads them back, and again after a clean restart.
 pub fn tools_copy_there_and_back(context: &Context<'_>) -> Result<(), E2eError> {
     let mut group = Group::start(context)?;
+    group.wait_settled()?;
     let small = b"Harp keeps this.\n".to_vec();
     let large: Vec<u8> =
         (0..LARGE_BYTES as u32).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8).collect();
@@ -31,6 +32,8 @@ pub fn tools_copy_there_and_back(context: &Context<'_>) -> Result<(), E2eError> 
     group.verify()?;
     group.stop()?;
     group.resume()?;
+    // The tools do not try again when a view change resets their connection.
+    group.wait_settled()?;
     read_back(context, &group, &files)?;
     group.verify()
 }
