@@ -241,6 +241,7 @@ impl Node {
             stage_wanted: None,
             last_write_end: harp_log::LogPos(0),
             failing: false,
+            bound_warned: false,
             reads: Default::default(),
             next_read: 1,
             verify: None,

@@ -97,6 +97,8 @@ pub struct Node {
     pub(crate) stage_wanted: Option<(Op, bool)>,
     pub(crate) last_write_end: harp_log::LogPos,
     pub(crate) failing: bool,
+    /// The operator was told that the log nears its bound.
+    pub(crate) bound_warned: bool,
     pub(crate) reads: FxHashMap<u64, PendingRead>,
     pub(crate) next_read: u64,
     pub(crate) verify: Option<u64>,
@@ -161,6 +163,7 @@ impl Node {
         self.seal(now, out);
         self.send_prepares(now, out);
         self.release(now, out);
+        self.bound_log(now, out);
         self.pace_checkpoint(now, out);
         self.tend_shadow(out);
         self.ask_store(out);
@@ -427,6 +430,35 @@ impl Node {
             pin = received.fold(pin, u64::min);
         }
         self.log.pin(pin);
+    }
+
+    /// Rule 10: a log that an absent copy keeps from being trimmed has a bound. Half of the disk, for the
+    /// other half is for a log that replaces this one.
+    fn bound_log(&mut self, now: Now, out: &mut Output) {
+        if !self.replica.is_serving() || self.log_is_staged() {
+            return;
+        }
+        let (used, bound) = (self.log.used_disk_bytes(), self.log.disk_bytes() / 2);
+        if used <= bound / 5 * 4 {
+            self.bound_warned = false;
+            return;
+        }
+        if !self.bound_warned {
+            self.bound_warned = true;
+            let text = format!("the log holds {used} of {bound} bytes, waiting for an absent copy");
+            out.notices.push(Notice::Remark { text });
+        }
+        if used > bound {
+            let before = self.replica.configuration().needs_image;
+            self.replica.give_up_absent(&mut self.actions);
+            self.carry_out(now, out);
+            let after = self.replica.configuration().needs_image;
+            if before != after {
+                let text =
+                    format!("the log is at its bound: copies {after:?} need a new image now");
+                out.notices.push(Notice::Remark { text });
+            }
+        }
     }
 
     // ----- the store -----

@@ -190,6 +190,29 @@ impl Replica {
         }
     }
 
+    /// The log is at its bound (rule 10): the absent copy that holds GLB back is given up. A record says so;
+    /// from then on it needs an image.
+    pub fn give_up_absent(&mut self, out: &mut Vec<Action>) {
+        if !self.serving {
+            return;
+        }
+        let members = self.durable.members;
+        let absent = self
+            .settings
+            .shape
+            .copies()
+            .filter(|c| !members.contains(*c) && !self.configuration.needs_image.contains(*c));
+        let lb = |c: &ServerId| self.peers[c.index()].lb;
+        let Some(server) = absent.min_by_key(lb) else { return };
+        let holds_back = self.durable.members.iter().filter(|m| self.settings.shape.is_copy(*m));
+        let me = self.settings.me;
+        let own = |m: ServerId| if m == me { self.image.unwrap_or_default() } else { lb(&m) };
+        if holds_back.map(own).min().is_some_and(|least| lb(&server) < least) {
+            let change = ConfigurationChange::NeedsImage { server };
+            out.push(Action::LogConfiguration(change));
+        }
+    }
+
     /// A server outside of the view speaks from a disk that the configuration does not name.
     fn admit_returned_disks(&mut self, out: &mut Vec<Action>) {
         for server in self.others() {
