@@ -11,7 +11,7 @@ use harp_node::{Event, Notice, Now, Output, StoreJob};
 use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
 use crate::profile::MICRO;
-use crate::properties::Verdict;
+use crate::properties::{Pulse, Verdict, Violation};
 use crate::queue::Due;
 use crate::world::{Fate, World, note};
 
@@ -58,8 +58,9 @@ impl World {
         let mut out = std::mem::take(&mut process.out);
         host.process = Some(process);
 
-        self.turn_out(server, end, !out.replies.is_empty())?;
+        let pulse = self.turn_out(server, end, !out.replies.is_empty())?;
         self.set_going(server, end, &mut out)?;
+        self.observer.longest_log.turn_ended(&pulse);
         let host = &mut self.hosts[server.index()];
         if let Some(process) = &mut host.process {
             process.wake_at = out.wake_at;
@@ -121,7 +122,7 @@ impl World {
     }
 
     /// The observer sees the turn's end: first what is committed now, then what leaves.
-    fn turn_out(&mut self, server: ServerId, end: u64, answers: bool) -> Verdict {
+    fn turn_out(&mut self, server: ServerId, end: u64, answers: bool) -> Result<Pulse, Violation> {
         let host = &mut self.hosts[server.index()];
         let process = host.process.as_mut().expect("it lives");
         let pulse = glue::pulse(&process.node, &host.clock, end, host.life);
@@ -139,7 +140,8 @@ impl World {
         }
         process.counted = process.counted.max(counted);
         process.cp = pulse.cp;
-        self.observer.turn_ended(&pulse)
+        self.observer.turn_ended(&pulse)?;
+        Ok(pulse)
     }
 
     /// Sends, answers, and hands commands and jobs to their threads.
@@ -284,11 +286,7 @@ impl World {
     }
 
     /// Listens to what a node has to say. Returns whether its process is to end.
-    fn hear(
-        &mut self,
-        server: ServerId,
-        notices: &[Notice],
-    ) -> Result<bool, crate::properties::Violation> {
+    fn hear(&mut self, server: ServerId, notices: &[Notice]) -> Result<bool, Violation> {
         let mut ends = false;
         for notice in notices {
             note!(self, "{server} says {notice:?}");
