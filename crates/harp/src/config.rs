@@ -57,8 +57,8 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             heartbeat_ms: 20,
-            failure_timeout_ms: 250,
-            lease_ms: 200,
+            failure_timeout_ms: 180,
+            lease_ms: 140,
             clock_drift_ppm: 1000,
             ring_bytes: 256 << 20,
             segment_bytes: 64 << 20,

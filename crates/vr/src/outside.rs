@@ -9,7 +9,7 @@ use crate::replica::{Action, LogFacts, Records, Replica, Running, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
 
 /// A learner that lacks no more than this starts the view change that takes it in.
-const LEVEL_OPS: u64 = 4_096;
+const LEVEL_OPS: u64 = 16_384;
 
 /// Phase 2 may carry a whole log: it is given up after this many failure timeouts.
 pub(crate) const PHASE_TWO_TIMEOUTS: u64 = 50;
@@ -164,7 +164,7 @@ impl Replica {
         self.image.is_none_or(|lb| whole && lb >= self.glb)
     }
 
-    fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
+    pub(crate) fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let Some(running) = self.running else { return };
         if self.holds_log_of(&running) {
             return;
@@ -250,7 +250,9 @@ impl Replica {
             }
         }
         let slow = now < self.excluded_until[primary.index()];
-        if now.since(heard) > timeout + self.settings.patience() / 2 || slow {
+        // The first of the backups need not wait for anybody: the primary is what is missing.
+        let patience = (self.settings.me.0 as u64).saturating_sub(1) * timeout / 4;
+        if now.since(heard) > timeout + patience || slow {
             self.start_attempt(now, out);
         } else {
             self.refusing = None;

@@ -534,8 +534,11 @@ impl Replica {
             assert!(end >= self.log.end, "the log only grows");
             self.log.end = end;
         }
-        if matches!(self.stage, Stage::Installing { .. }) {
-            self.progress_install(now, out);
+        match self.stage {
+            Stage::Installing { .. } => self.progress_install(now, out),
+            // There may be more: whoever catches up under load cannot wait for the next heartbeat.
+            Stage::Outside { .. } => self.catch_up(now, out),
+            _ => {}
         }
     }
 

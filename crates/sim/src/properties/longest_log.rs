@@ -33,7 +33,7 @@ impl Told {
 pub struct LongestLog {
     told: [Told; SERVERS_MAX],
     /// Promises that arrived in the turn that has not ended.
-    fresh: [Vec<(View, View, Op)>; SERVERS_MAX],
+    fresh: [Vec<(View, View, Option<Op>)>; SERVERS_MAX],
     /// Each server's own log, if it is complete: its view and end.
     own: [Option<(View, Op)>; SERVERS_MAX],
 }
@@ -41,18 +41,19 @@ pub struct LongestLog {
 impl LongestLog {
     /// A promise of `view` arrived at the coordinator `at`.
     pub fn arrived(&mut self, at: ServerId, view: View, report: &Report) {
-        if let Some((_, end)) = report.log {
-            self.fresh[at.index()].push((view, report.formed, end));
-        }
+        let end = report.log.map(|(_, end)| end);
+        self.fresh[at.index()].push((view, report.formed, end));
     }
 
     fn take_in(&mut self, at: ServerId) {
         let told = &mut self.told[at.index()];
         for (view, formed, end) in self.fresh[at.index()].drain(..) {
-            if told.view != view {
+            if told.view < view {
                 *told = Told { view, ..Told::default() };
             }
-            told.hear(formed, end);
+            if let Some(end) = end.filter(|_| told.view == view) {
+                told.hear(formed, end);
+            }
         }
     }
 
@@ -64,7 +65,7 @@ impl LongestLog {
         }
         let own = self.own[from.index()];
         let told = &mut self.told[from.index()];
-        if told.view != install.view {
+        if told.view < install.view {
             *told = Told { view: install.view, ..Told::default() };
         }
         if std::mem::replace(&mut told.chosen, true) {
