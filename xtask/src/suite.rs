@@ -164,12 +164,27 @@ fn simulate(workspace: &Workspace, report: &mut Report) {
         report.step(&format!("simulator, n = {n}, seeds {BULK_SEEDS}"), || {
             let mut bulk = Command::new(&simulator);
             bulk.args(["--seeds", BULK_SEEDS, "--ops", BULK_OPS, "--n", n]);
-            Ending::of(run(&mut bulk))
+            simulated(&mut bulk)
         });
     }
-    report.step("simulator, planted bugs", || {
-        Ending::of(run(Command::new(&simulator).arg("--hunt-all")))
+    report
+        .step("simulator, planted bugs", || simulated(Command::new(&simulator).arg("--hunt-all")));
+}
+
+/// Runs the simulator; a failure is told by the lines that say what happened and how to replay it.
+fn simulated(command: &mut Command) -> Ending {
+    let mut told = Vec::new();
+    let status = tee(command, |line| {
+        if ["FAILED", "replay:", "not found"].iter().any(|word| line.contains(word)) {
+            told.push(line.to_owned());
+        }
     });
+    match status {
+        Ok(status) if status.success() => Ending::Ran(Counts::ONE),
+        Ok(status) if told.is_empty() => Ending::Failed(status.to_string()),
+        Ok(_) => Ending::Failed(told.join("; ")),
+        Err(error) => Ending::Failed(error.to_string()),
+    }
 }
 
 #[cfg(test)]
