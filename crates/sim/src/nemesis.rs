@@ -330,10 +330,19 @@ impl World {
         }
     }
 
-    /// How the group stands: the highest formed view, its members, and whether all of them formed it,
-    /// have intact logs and are admitted.
-    fn stands(&self) -> Option<(View, ServerSet)> {
+    /// The highest formed view and its members, if the group can bear the loss of a log or a disk: all
+    /// members formed it and have intact logs, and no server is still getting over the loss of its disk.
+    fn stands(&mut self) -> Option<(View, ServerSet)> {
         let (view, members) = self.highest_formed();
+        for member in members.iter() {
+            let durable = glue::view_file(&self.hosts[member.index()].disk);
+            if durable.is_some_and(|durable| durable.formed == view) {
+                self.nemesis.recovering.remove(member);
+            }
+        }
+        if !self.unadmitted().is_empty() || !self.nemesis.recovering.is_empty() {
+            return None;
+        }
         let sound = |server: ServerId| {
             let durable = glue::view_file(&self.hosts[server.index()].disk);
             durable.is_some_and(|durable| durable.formed == view)
@@ -397,13 +406,9 @@ impl World {
     fn strike_media(&mut self, server: ServerId) {
         let Some((_, members)) = self.stands() else { return };
         let shape = self.profile.shape;
-        for member in members.iter() {
-            self.nemesis.recovering.remove(member);
-        }
         let other_copy = members.iter().any(|member| member != server && shape.is_copy(member));
         let serves = self.serving().is_some_and(|serving| serving != server);
-        let whole = self.unadmitted().is_empty() && self.nemesis.recovering.is_empty();
-        if !whole || !serves || !other_copy {
+        if !serves || !other_copy {
             return; // the group could not bear it
         }
         self.crash(server, true);

@@ -247,7 +247,7 @@ fn failover_checkpoints_do_not_trim_what_the_absent_backup_lacks() {
     stage.until_serves(&[A, C]);
     stage.until("the clients mount", |world| world.clients.iter().all(|c| c.is_mounted()));
     for _ in 0..2 {
-        stage.world.requests_left = 2000;
+        stage.world.requests_left = 400;
         stage.world.look_everywhere();
         stage.until("the clients have asked", |world| world.requests_left == 0);
         stage.crash(C);
