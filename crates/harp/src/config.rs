@@ -572,9 +572,9 @@ mod tests {
             ("durability = \"disk\"", "durability = \"ups\"", "group.durability"),
             ("nfs = \"127.0.0.1:2049\"", "nfs = \"localhost\"", "listen.nfs"),
             ("peer = \"127.0.0.1:21001\"", "peer = \"127.0.0.1\"", "server.b.peer"),
-            ("lease_ms = 120", "lease_ms = 150", "settings.lease_ms"),
+            ("lease_ms = 140", "lease_ms = 180", "settings.lease_ms"),
             ("heartbeat_ms = 20", "heartbeat_ms = -1", "settings.heartbeat_ms"),
-            ("ring_bytes = 536870912", "ring_bytes = 536870913", "settings.ring_bytes"),
+            ("ring_bytes = 268435456", "ring_bytes = 268435457", "settings.ring_bytes"),
             ("segments_max = 64", "segments_max = ", "settings.segments_max"),
         ];
         for (right, wrong, want) in cases {
@@ -603,7 +603,7 @@ mod tests {
         assert_eq!(fault(&text.replace("[server.c]", "[server.d]")), "server.c.peer");
         let more = text.replace("[settings]", "[server.d]\npeer = \"1.1.1.1:1\"\n[settings]");
         assert_eq!(fault(&more), "server.d");
-        let without = text.replace("lease_ms = 120\n", "");
+        let without = text.replace("lease_ms = 140\n", "");
         assert_eq!(fault(&without), "settings");
     }
 

@@ -252,6 +252,10 @@ impl Node {
             }
         }
         if end > above {
+            if staged {
+                // A tail in memory makes room for its newest records.
+                self.replica.on_staged_trimmed(Op(self.log.growing().begin()));
+            }
             self.replica.on_appended(now.steady, staged, end, &mut self.actions);
         }
     }

@@ -193,6 +193,10 @@ impl Replica {
         if self.tagging.is_some() || self.durable.formed >= install.view {
             return;
         }
+        if staged && self.staged.is_some_and(|s| s.begin > install.begin) {
+            // A tail kept in memory lost its oldest records meanwhile: the whole log is needed after all.
+            self.stage_from(install.begin, true, out);
+        }
         let end = self.base_end(staged);
         assert!(end <= install.end, "a log longer than the longest: {end} > {}", install.end);
         if end == install.end {
