@@ -76,6 +76,21 @@ fn first_disk(group: &[u8; 16], server: ServerId) -> u64 {
     id | 1
 }
 
+/// The configuration as the log's head keeps it with a tag.
+pub(crate) fn head_extra(configuration: &Configuration) -> [u8; harp_log::HEAD_EXTRA_BYTES] {
+    let mut writer = harp_vr::codec::Writer::default();
+    writer.configuration(configuration);
+    let bytes = writer.into_bytes();
+    let mut extra = [0; harp_log::HEAD_EXTRA_BYTES];
+    extra[..bytes.len()].copy_from_slice(&bytes);
+    extra
+}
+
+fn head_configuration(extra: &[u8; harp_log::HEAD_EXTRA_BYTES]) -> Configuration {
+    let configuration = harp_vr::codec::Reader::new(extra).configuration();
+    configuration.expect("a head has room for a configuration")
+}
+
 fn log_settings(settings: &Settings, start: u64) -> LogSettings {
     LogSettings {
         segment_bytes: settings.segment_bytes,
@@ -124,7 +139,7 @@ impl Node {
         let mut log = Log::format(ring.clone(), settings_log, 1, &mut commands);
         run_all(&mut commands, disk, &ring, &mut log)?;
         if first {
-            let extra = [0; harp_log::HEAD_EXTRA_BYTES];
+            let extra = head_extra(&durable.configuration);
             log.tag(formed.0, durable.members.0, extra, 0, &mut commands);
             run_all(&mut commands, disk, &ring, &mut log)?;
         }
@@ -173,6 +188,7 @@ impl Node {
             log: facts,
             tag,
             tag_members: members,
+            tag_configuration: head_configuration(log.extra()),
             cp,
             image: lb.map(Op),
         };
@@ -189,7 +205,8 @@ impl Node {
         now: Now,
     ) -> Node {
         let body = log.current();
-        let mut newest_time = 0;
+        // Records that are gone from the log may be newer than all that are left.
+        let mut newest_time = image.as_ref().map_or(0, |image| image.clients.log_time());
         for op in body.memory_begin().max(body.begin())..=body.end() {
             let record = body.record(op).expect("in memory");
             newest_time = newest_time.max(record.header.time);

@@ -71,6 +71,11 @@ impl ClientTable {
         Some((slot.op, &slot.reply))
     }
 
+    /// Log time of the newest record taken in.
+    pub fn log_time(&self) -> u64 {
+        self.log_time
+    }
+
     /// Whether the connection of that name is still known.
     pub fn knows(&self, connection: u64) -> bool {
         self.connections.contains_key(&connection)

@@ -111,6 +111,7 @@ pub(crate) struct Adopting {
     pub view: View,
     pub members: ServerSet,
     pub staged: bool,
+    pub configuration: harp_vr::Configuration,
     /// The head write to wait for, once it is handed out.
     pub sequence: Option<u64>,
 }
@@ -221,8 +222,9 @@ impl Node {
                 let dropped = self.log.drop_staged();
                 assert!(dropped, "a staged log is dropped while it is being swapped in");
             }
-            Action::Adopt { view, members, staged } => {
-                self.adopting = Some(Adopting { view, members, staged, sequence: None });
+            Action::Adopt { view, members, staged, configuration } => {
+                let sequence = None;
+                self.adopting = Some(Adopting { view, members, staged, configuration, sequence });
                 self.try_adopt(out);
             }
             Action::DropLog => {
@@ -391,7 +393,7 @@ impl Node {
         }
         let (view, members) = (adopting.view.0, adopting.members.0);
         let cp = self.replica.cp().0;
-        let extra = [0; harp_log::HEAD_EXTRA_BYTES];
+        let extra = crate::boot::head_extra(&adopting.configuration);
         let sequence = if adopting.staged {
             // A full ring empties with time; the swap is tried again each turn.
             self.log.swap(view, members, extra, cp, &mut out.disk).ok()

@@ -201,8 +201,8 @@ impl Replica {
         assert!(end <= install.end, "a log longer than the longest: {end} > {}", install.end);
         if end == install.end {
             self.tagging = Some(install);
-            let (view, members) = (install.view, install.members);
-            out.push(Action::Adopt { view, members, staged });
+            let Install { view, members, configuration, .. } = install;
+            out.push(Action::Adopt { view, members, staged, configuration });
             return;
         }
         assert!(install.holder != self.settings.me, "the holder lacks records of its own log");

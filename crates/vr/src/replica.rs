@@ -95,6 +95,8 @@ pub enum Action {
         members: ServerSet,
         /// Whether it is the staged log that becomes the current one.
         staged: bool,
+        /// Who counts at the log's end; kept with the tag, for a start before the view file is written.
+        configuration: Configuration,
     },
     /// The demoted witness's log is needed no more (rule 10).
     DropLog,
@@ -273,6 +275,8 @@ pub struct Start {
     pub tag: Option<View>,
     /// The members in the log's tag.
     pub tag_members: ServerSet,
+    /// The configuration kept with the log's tag.
+    pub tag_configuration: Configuration,
     /// Ops up to here are known to be committed.
     pub cp: Op,
     /// LB of the image; `None` at a witness.
@@ -287,6 +291,7 @@ impl Replica {
             // Rule 2: the swap happened, the view file was not yet written.
             durable.formed = tag;
             durable.members = start.tag_members;
+            durable.configuration = start.tag_configuration;
             durable.promised = durable.promised.max(tag);
         }
         let amnesia_votes = settings.planted == Some(Planted::AmnesiaVotes);

@@ -55,6 +55,7 @@ impl Server {
             log: facts(&self.log, 1),
             tag: self.tag.map(|t| t.0),
             tag_members: self.tag.map_or(ServerSet::EMPTY, |t| t.1),
+            tag_configuration: self.durable.configuration,
             cp: Op(0),
             image: shape.is_copy(me).then_some(Op(0)),
         };
@@ -153,7 +154,7 @@ impl Cluster {
                 }
                 Action::Stage { begin, .. } => server.staged = Some((begin.0, Vec::new())),
                 Action::DropStaged => server.staged = None,
-                Action::Adopt { view, members, staged } => {
+                Action::Adopt { view, members, staged, .. } => {
                     let mut begin = 1;
                     if staged {
                         let (first, records) = server.staged.take().expect("a staged log");
