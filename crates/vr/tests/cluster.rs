@@ -90,6 +90,7 @@ impl Cluster {
                 log: facts(&[], 1),
                 tag: Some(first),
                 tag_members: members,
+                tag_configuration: durable.configuration,
                 cp: Op(0),
                 image: shape.is_copy(me).then_some(Op(0)),
             };
