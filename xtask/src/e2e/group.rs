@@ -153,11 +153,11 @@ impl<'a> Group<'a> {
     /// The address of a file in the root for the libnfs tools, "" for the root itself.
     ///
     /// They cut off the file's name at the last slash and refuse to mount what is left if that is
-    /// empty, so a file's path begins with two slashes.
+    /// empty, so a file's path begins with two slashes. They call as root, who owns the root.
     pub fn url(&self, path: &str) -> String {
         let (ip, port) = (self.nfs.ip(), self.nfs.port());
         let slash = if path.is_empty() { "" } else { "/" };
-        format!("nfs://{ip}/{slash}{path}?nfsport={port}&mountport={port}")
+        format!("nfs://{ip}/{slash}{path}?nfsport={port}&mountport={port}&uid=0&gid=0")
     }
 
     /// What the servers report now.

@@ -14,7 +14,7 @@ use super::group::free_ports;
 use super::load::Load;
 use super::{Context, E2eError, doing};
 use crate::guest::Guest;
-use crate::process::capture;
+use crate::process::{capture, find_program};
 
 /// The image's size: three servers' logs and two copies fit. The file is sparse.
 const DISK_BYTES: u64 = 16 << 30;
@@ -68,7 +68,8 @@ fn boot(context: &Context<'_>, disk: &Path, script: &str, port: u16) -> Result<G
 fn make_disk(path: &Path) -> Result<(), E2eError> {
     let image = doing(path.display(), File::create(path))?;
     doing(path.display(), image.set_len(DISK_BYTES))?;
-    let mut format = Command::new("mke2fs");
+    let program = find_program("mke2fs").ok_or_else(|| E2eError::Wrong("mke2fs is gone".into()))?;
+    let mut format = Command::new(program);
     format.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1,nodiscard"]).arg(path);
     capture(&mut format, Duration::from_secs(60))?;
     Ok(())
