@@ -119,6 +119,12 @@ fn connect(group: &Group) -> TcpStream {
     stream
 }
 
+fn roles(group: &Group) -> Vec<String> {
+    let status = group.status();
+    let nodes = status["nodes"].as_array().expect("a list").clone();
+    nodes.iter().flat_map(|n| n["role"].as_str()).map(str::to_owned).collect()
+}
+
 #[test]
 fn a_group_of_processes_outlives_its_primary() {
     let dir = std::env::temp_dir().join(format!("harp-up-{}", std::process::id()));
@@ -138,15 +144,14 @@ fn a_group_of_processes_outlives_its_primary() {
     // The designated primary comes back and takes over.
     group.await_event("serving: server a is primary");
     answered(&group, 4);
-    let status = group.status();
-    assert_eq!(status["primary"], "a");
-    let roles: Vec<&str> = status["nodes"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .flat_map(|n| n["role"].as_str())
-        .collect();
-    assert_eq!(roles, ["primary", "backup", "witness"]);
+    // A busy machine may take the backup in by a second view change.
+    for _ in 0..300 {
+        if roles(&group) == ["primary", "backup", "witness"] {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(roles(&group), ["primary", "backup", "witness"]);
     group.stop();
 
     let group = Group::start(&dir);
