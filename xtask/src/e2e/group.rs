@@ -5,7 +5,7 @@
 //! Source: the command line described in README.md.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,7 @@ impl GroupStatus {
 pub struct Group<'a> {
     context: &'a Context<'a>,
     supervisor: Running,
+    copies: u32,
     dir: PathBuf,
     /// Where it serves NFS.
     pub nfs: SocketAddr,
@@ -101,12 +102,17 @@ pub fn free_ports() -> Result<[SocketAddr; 2], E2eError> {
 }
 
 impl<'a> Group<'a> {
-    /// Starts a group in a fresh directory and waits until it serves.
+    /// Starts a group of two copies in a fresh directory and waits until it serves.
     pub fn start(context: &'a Context<'a>) -> Result<Group<'a>, E2eError> {
+        Group::start_with(context, 2)
+    }
+
+    /// Starts a group of so many copies in a fresh directory and waits until it serves.
+    pub fn start_with(context: &'a Context<'a>, copies: u32) -> Result<Group<'a>, E2eError> {
         let [nfs, admin] = free_ports()?;
         let dir = context.work.join("group");
-        let supervisor = launch(context, &dir, nfs, admin)?;
-        let group = Group { context, supervisor, dir, nfs, admin };
+        let supervisor = launch(context, &dir, copies, nfs, admin)?;
+        let group = Group { context, supervisor, copies, dir, nfs, admin };
         group.await_ready()?;
         Ok(group)
     }
@@ -146,7 +152,7 @@ impl<'a> Group<'a> {
 
     /// Starts a group that was stopped or killed again on its directory.
     pub fn resume(&mut self) -> Result<(), E2eError> {
-        self.supervisor = launch(self.context, &self.dir, self.nfs, self.admin)?;
+        self.supervisor = launch(self.context, &self.dir, self.copies, self.nfs, self.admin)?;
         self.await_ready()
     }
 
@@ -269,12 +275,13 @@ impl Drop for Group<'_> {
 /// Starts `harp up`.
 fn launch(
     context: &Context<'_>,
-    dir: &std::path::Path,
+    dir: &Path,
+    copies: u32,
     nfs: SocketAddr,
     admin: SocketAddr,
 ) -> Result<Running, E2eError> {
     let mut command = Command::new(context.harp());
-    command.arg("up").arg("--dir").arg(dir);
+    command.arg("up").arg("--dir").arg(dir).args(["--copies", &copies.to_string()]);
     command.args(["--nfs", &nfs.to_string(), "--admin", &admin.to_string()]);
     let supervisor = Running::start(&mut command)?;
     context.watch("harp up, standard output", &supervisor.stdout);

@@ -21,12 +21,12 @@ const PROGRESS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// kill -9 of the designated primary, again and again.
 pub fn primary_killed_nothing_lost(context: &Context<'_>) -> Result<(), E2eError> {
-    under_load(context, context.times(3, 10), |group| kill(group, "a"))
+    under_load(context, context.times(5, 10), |group| kill(group, "a"))
 }
 
 /// kill -9 of the designated backup, again and again.
 pub fn backup_killed_nothing_lost(context: &Context<'_>) -> Result<(), E2eError> {
-    under_load(context, context.times(2, 10), |group| kill(group, "b"))
+    under_load(context, context.times(3, 10), |group| kill(group, "b"))
 }
 
 /// SIGSTOP of the primary: it must neither hold its clients nor answer anything late.
@@ -58,6 +58,34 @@ pub fn all_killed_at_once_nothing_lost(context: &Context<'_>) -> Result<(), E2eE
     load.wait_progress(PROGRESS, PROGRESS_PATIENCE)?;
     load.stop()?.check(group.nfs)?;
     group.wait_settled()?;
+    group.verify()
+}
+
+/// Five servers, three copies: primary and a backup die at the same moment, again and again.
+pub fn two_of_five_killed_nothing_lost(context: &Context<'_>) -> Result<(), E2eError> {
+    let group = Group::start_with(context, 3)?;
+    group.wait_settled()?;
+    let load = Load::start(context, group.nfs, PROGRESS_PATIENCE)?;
+    for round in 1..=context.times(3, 10) {
+        load.wait_progress(PROGRESS, PROGRESS_PATIENCE)?;
+        group.wait_settled()?;
+        load.take_stall();
+        let victims = [group.server("a")?, group.server("b")?];
+        for server in victims {
+            group.signal(server, Signal::KILL)?;
+        }
+        load.wait_progress(PROGRESS, PROGRESS_PATIENCE)?;
+        let stall = load.take_stall();
+        for (server, name) in victims.into_iter().zip(["a", "b"]) {
+            wait_home_again(&group, &Fault { server, name, stopped: false })?;
+        }
+        context.say(format!(
+            "{round}: longest wait {stall:?} at the fault, {:?} until all were back",
+            load.take_stall()
+        ));
+        group.verify()?;
+    }
+    load.stop()?.check(group.nfs)?;
     group.verify()
 }
 

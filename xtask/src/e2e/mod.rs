@@ -88,6 +88,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: kills::all_killed_at_once_nothing_lost,
     },
     Scenario {
+        name: "two_of_five_killed_nothing_lost",
+        story: "three copies and two witnesses: kill -9 of primary and backup at once under load",
+        needs: &[],
+        guest: false,
+        run: kills::two_of_five_killed_nothing_lost,
+    },
+    Scenario {
         name: "kernel_client_copies_a_source_tree",
         story: "Linux's own NFS client copies a tree in and out, renames, removes, as two users",
         needs: EMULATOR,
