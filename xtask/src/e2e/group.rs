@@ -129,15 +129,19 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// Kills the supervisor, with which every server ends, and starts it again on the same
-    /// directory.
-    pub fn kill_supervisor_and_resume(&mut self) -> Result<(), E2eError> {
+    /// Kills the supervisor, with which every server ends.
+    pub fn kill_supervisor(&mut self) -> Result<(), E2eError> {
         let servers = self.servers()?;
         self.supervisor.kill();
         for (name, pid) in servers {
             self.wait_gone(&name, pid)?;
         }
-        self.resume()
+        Ok(())
+    }
+
+    /// The directory that one server owns.
+    pub fn dir_of(&self, server: &str) -> PathBuf {
+        self.dir.join(server)
     }
 
     /// Stops the group cleanly; an error unless `harp up` ends with status 0.

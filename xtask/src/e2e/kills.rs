@@ -54,7 +54,8 @@ pub fn all_killed_at_once_nothing_lost(context: &Context<'_>) -> Result<(), E2eE
         context.say(format!("{round}: longest wait {:?}", load.take_stall()));
         group.verify()?;
     }
-    group.kill_supervisor_and_resume()?;
+    group.kill_supervisor()?;
+    group.resume()?;
     load.wait_progress(PROGRESS, PROGRESS_PATIENCE)?;
     load.stop()?.check(group.nfs)?;
     group.wait_settled()?;

@@ -9,6 +9,7 @@ mod kernel_client;
 mod kills;
 mod libnfs;
 mod load;
+mod losses;
 mod power;
 mod raw;
 mod repeats;
@@ -93,6 +94,20 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[],
         guest: false,
         run: kills::two_of_five_killed_nothing_lost,
+    },
+    Scenario {
+        name: "log_of_one_server_lost_nothing_lost",
+        story: "all die, one server's log is gone from its disk; the others bring it back",
+        needs: &[],
+        guest: false,
+        run: losses::log_of_one_server_lost_nothing_lost,
+    },
+    Scenario {
+        name: "disk_of_the_backup_lost_service_goes_on",
+        story: "all die, the backup's disk is empty; primary and witness serve everything",
+        needs: &[],
+        guest: false,
+        run: losses::disk_of_the_backup_lost_service_goes_on,
     },
     Scenario {
         name: "kernel_client_copies_a_source_tree",
