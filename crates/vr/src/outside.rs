@@ -55,6 +55,9 @@ impl Replica {
             self.leave_view(out);
             self.stage = Stage::Outside { since: now };
         }
+        if matches!(self.stage, Stage::Outside { .. }) && !self.stands_by(presence.formed, out) {
+            return;
+        }
         self.running = Some(Running {
             view: presence.formed,
             members: presence.members,
@@ -68,6 +71,18 @@ impl Replica {
             self.glb = self.glb.max(presence.glb);
             self.drop_passed_log(presence, out);
         }
+    }
+
+    /// Whether what `view` committed may be taken in. That a view formed rules out every lower one, and what
+    /// is learned of it must not reach the judge of a lower one, whose history may differ there: this server
+    /// first promises, durably, to take part in none.
+    fn stands_by(&mut self, view: View, out: &mut Vec<Action>) -> bool {
+        if view > self.durable.promised {
+            self.attempt = None;
+            self.durable.promised = view;
+            self.persist(out);
+        }
+        self.persist_done == self.persist_issued
     }
 
     /// Rule 10: a demoted witness keeps its log until all formed the next view and GLB passed its end.
@@ -143,6 +158,7 @@ impl Replica {
         if first > wanted || last < wanted {
             return Records::Ignore; // nothing new: ask again in a while
         }
+        assert!(view <= self.durable.promised, "committed records of {view}, above the promise");
         self.cp = self.cp.max(last);
         let more = cp > last;
         self.catch_up_at = if more { now } else { now.plus(self.settings.heartbeat / 2) };
@@ -301,7 +317,7 @@ impl Replica {
         let limit = if installing { PHASE_TWO_TIMEOUTS } else { 3 } * self.settings.failure_timeout;
         let gone = self.is_silent(now, coordinator) && waited > self.settings.failure_timeout;
         if passed_by || gone || waited > limit {
-            let running = self.running;
+            let running = self.running.filter(|r| r.view <= self.durable.promised);
             self.leave_view(out);
             self.attempt = None;
             self.stage = Stage::Outside { since: now };
