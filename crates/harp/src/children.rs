@@ -2,7 +2,8 @@
 //! Owns: each server's process, the supervisor's end of its control socket, and its pauses.
 //! Never: decides who serves clients.
 //! Invariant: at most one process per server; a server that died rests before it starts again, from
-//! one second doubling to thirty, until it has been well for a minute.
+//! one second doubling to eight, until it has been well for half a minute. (While it rests the others keep the
+//! log for it: a long rest costs more than a vain start.)
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};
@@ -29,7 +30,7 @@ pub struct Pauses {
 impl Default for Pauses {
     fn default() -> Pauses {
         let second = 1000 * NANOS_PER_MS;
-        Pauses { first: second, longest: 30 * second, forgiven: 60 * second }
+        Pauses { first: second, longest: 8 * second, forgiven: 30 * second }
     }
 }
 
@@ -224,8 +225,8 @@ mod tests {
             last = Some(pauses.after(second, last));
             seen.extend(last.map(|pause| pause / second));
         }
-        assert_eq!(seen, [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(pauses.after(60 * second, last), second);
+        assert_eq!(seen, [1, 2, 4, 8, 8, 8, 8]);
+        assert_eq!(pauses.after(30 * second, last), second);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use toml::Spanned;
 
 use crate::clock::NANOS_PER_MS;
 use crate::error::HarpError;
-use crate::logdisk::sync_dir;
+use crate::segments::sync_dir;
 
 /// Name of the configuration file.
 pub const FILE_NAME: &str = "harp.toml";
@@ -62,7 +62,7 @@ impl Default for Tuning {
             clock_drift_ppm: 1000,
             ring_bytes: 256 << 20,
             segment_bytes: 64 << 20,
-            segments_max: 64,
+            segments_max: 128,
             checkpoint_bytes: 64 << 20,
             cache_bytes: 256 << 20,
             capacity_bytes: 16 << 30,
@@ -575,7 +575,7 @@ mod tests {
             ("lease_ms = 140", "lease_ms = 180", "settings.lease_ms"),
             ("heartbeat_ms = 20", "heartbeat_ms = -1", "settings.heartbeat_ms"),
             ("ring_bytes = 268435456", "ring_bytes = 268435457", "settings.ring_bytes"),
-            ("segments_max = 64", "segments_max = ", "settings.segments_max"),
+            ("segments_max = 128", "segments_max = ", "settings.segments_max"),
         ];
         for (right, wrong, want) in cases {
             let line = 1 + text.lines().position(|l| l == right).expect(right);

@@ -5,6 +5,7 @@
 //! Source: DESIGN sections 6, 9 and 10.
 
 pub mod admin;
+pub mod aligned;
 pub mod children;
 pub mod cli;
 pub mod clients;
@@ -22,6 +23,7 @@ pub mod logdisk;
 pub mod netbuf;
 pub mod poller;
 pub mod ringmem;
+pub mod segments;
 pub mod server;
 pub mod serverdir;
 pub mod status;

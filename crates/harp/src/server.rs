@@ -119,7 +119,7 @@ fn boot(
     };
     let state = image.as_ref().map(image_state).transpose();
     let state = state.map_err(|error| HarpError::Fatal { why: format!("the image: {error}") })?;
-    let node = Node::boot(settings, &mut disk, state, ring.clone(), clock::now())
+    let node = Node::boot(settings, &mut disk, state, ring.clone(), clock::now)
         .map_err(|error| HarpError::Fatal { why: format!("boot {me}: {error}") })?;
     let workers = start_workers(disk, image, &ring)?;
     let poller = Poller::new()?;

@@ -13,7 +13,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use crate::config::Config;
 use crate::error::HarpError;
 use crate::image;
-use crate::logdisk::{FileLogDisk, sync_dir};
+use crate::logdisk::FileLogDisk;
+use crate::segments::sync_dir;
 
 /// Marks a directory whose format has not ended.
 const UNFINISHED: &str = "formatting";

@@ -37,8 +37,9 @@ impl std::fmt::Display for DiskError {
 
 impl std::error::Error for DiskError {}
 
-/// The disk below one server's log. Positions are endless; the disk maps `at / segment_bytes` to one of
-/// its recycled segments (`% segment count`) and zero-writes a segment before its first use.
+/// The disk below one server's log. Positions are endless. Position `at` lies in segment
+/// `at / segment_bytes`; one that no head on the disk covers any more may be used again for another. A segment
+/// holds zeros or an earlier segment's bytes before it is written.
 pub trait LogDisk {
     /// Reads `into.len()` bytes at `at`. Never-written bytes read as zeros.
     fn read(&mut self, at: LogPos, into: &mut [u8]) -> Result<(), DiskError>;
@@ -46,9 +47,10 @@ pub trait LogDisk {
     fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError>;
     /// Makes all earlier [`LogDisk::write`]s durable.
     fn sync(&mut self) -> Result<(), DiskError>;
-    /// Names a segment that was in use and is gone, if there is one. It reads as zeros like one that was never
-    /// written, so only the disk can tell. Such a segment is whole again once it is written.
-    fn lost_segment(&mut self) -> Result<Option<String>, DiskError>;
+    /// Names a segment of the log that begins at `begin` that was in use and is gone, if there is one. It reads
+    /// as zeros like one that was never written, so only the disk can tell. The loss counts until a new head
+    /// is in both slots.
+    fn lost_segment(&mut self, begin: LogPos) -> Result<Option<String>, DiskError>;
     /// Reads one slot; a file that does not exist is `None` (it is never an empty one).
     fn read_slot(&mut self, file: SlotFile, slot: usize) -> Result<Option<Vec<u8>>, DiskError>;
     /// Writes one slot and makes it durable before it returns.
@@ -202,7 +204,7 @@ mod tests {
             let failed = DiskError { what: "sync".into(), os_code: Some(5) };
             if self.syncs == 1 { Err(failed) } else { Ok(()) }
         }
-        fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+        fn lost_segment(&mut self, _: LogPos) -> Result<Option<String>, DiskError> {
             Ok(None)
         }
         fn read_slot(&mut self, _: SlotFile, _: usize) -> Result<Option<Vec<u8>>, DiskError> {

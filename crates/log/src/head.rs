@@ -5,6 +5,8 @@
 //! durable; so a torn write leaves the old or the new head, and one damaged slot takes nothing back.
 //! Source: DESIGN rules 2, 3 and 5; `docs/disk-format-log.md`.
 
+use crate::ring::LogPos;
+
 /// Bytes in a head that belong to the log's user.
 pub const HEAD_EXTRA_BYTES: usize = 64;
 
@@ -112,6 +114,12 @@ impl Head {
             && head.durable_mark < NUMBER_MAX;
         (bounded && sound).then_some(head)
     }
+}
+
+/// Where the log begins that the head in a slot names: while the slot says so, nothing from there on may be
+/// used for anything else. `None`: no head.
+pub fn head_begin(slot: &[u8]) -> Option<LogPos> {
+    Head::read(slot).map(|head| LogPos(head.begin_pos))
 }
 
 #[cfg(test)]

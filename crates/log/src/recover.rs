@@ -25,7 +25,7 @@ pub enum AmnesiaWhy {
     HeadMissing,
     /// There are head slots, and none is valid.
     HeadInvalid,
-    /// The head was written with other segments than the settings name.
+    /// The head was written with segments of another length, or with more of them, than the settings name.
     Geometry {
         /// Segment length in the head.
         segment_bytes: u64,
@@ -148,10 +148,10 @@ fn read_head(
     let mut head = newest.ok_or(Stop::NotIntact(why))?;
     *sequence = head.sequence;
     let Head { segment_bytes, segments_max, .. } = head;
-    if (segment_bytes, segments_max) != (settings.segment_bytes, settings.segments_max) {
+    if segment_bytes != settings.segment_bytes || segments_max > settings.segments_max {
         return Err(Stop::NotIntact(AmnesiaWhy::Geometry { segment_bytes, segments_max }));
     }
-    if let Some(name) = disk.lost_segment().map_err(Stop::unreadable)? {
+    if let Some(name) = disk.lost_segment(LogPos(head.begin_pos)).map_err(Stop::unreadable)? {
         return Err(Stop::NotIntact(AmnesiaWhy::SegmentMissing { name }));
     }
     let mirrored =

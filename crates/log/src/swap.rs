@@ -9,6 +9,9 @@ use crate::disk::DiskCommand;
 use crate::head::{HEAD_EXTRA_BYTES, Head};
 use crate::log::{Log, LogFull, LogSettings};
 
+/// A head is written once so many segments are free: few, for what is used again soon is cheap to write to.
+const TRIMMED_SEGMENTS: u64 = 2;
+
 impl Head {
     /// The head of `body`, untagged.
     pub(crate) fn of(body: &Body, settings: &LogSettings, sequence: u64) -> Head {
@@ -212,7 +215,9 @@ impl Log {
         let segments = (begin - covered) / settings.segment_bytes;
         let used = self.growing().tail.pos.saturating_sub(covered) / settings.segment_bytes + 1;
         let free = settings.segments_max.saturating_sub(used);
-        if segments >= settings.segments_max / 8 || free <= (settings.segments_max / 4).max(2) {
+        if segments >= (settings.segments_max / 8).min(TRIMMED_SEGMENTS)
+            || free <= (settings.segments_max / 4).max(2)
+        {
             self.write_begin(out);
         }
     }

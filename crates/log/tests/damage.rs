@@ -139,13 +139,18 @@ fn log_one_damaged_head_slot_takes_nothing_back() {
 }
 
 #[test]
-fn log_other_segments_than_on_disk_are_refused() {
+fn log_with_fewer_segments_than_on_disk_is_refused_and_with_more_goes_on() {
     let mut server = small();
     server.append_batches(&[300]);
-    server.settings.segments_max = 16;
+    server.settings.segments_max = 7;
     let verdict = server.restart().verdict;
     let why = AmnesiaWhy::Geometry { segment_bytes: 32 << 10, segments_max: 8 };
     assert_eq!(verdict, Verdict::Amnesia(why));
+    server.settings.segments_max = 8;
+    server.settings.segment_bytes = 16 << 10;
+    assert!(matches!(server.restart().verdict, Verdict::Amnesia(AmnesiaWhy::Geometry { .. })));
+    (server.settings.segment_bytes, server.settings.segments_max) = (32 << 10, 9);
+    assert_eq!(server.restart().verdict, Verdict::Intact);
 }
 
 #[test]
@@ -280,7 +285,7 @@ impl LogDisk for Noise {
         Ok(())
     }
 
-    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+    fn lost_segment(&mut self, _: LogPos) -> Result<Option<String>, DiskError> {
         Ok(None)
     }
 

@@ -6,7 +6,7 @@
 
 use harp_fs::handle::Volume;
 use harp_fs::shadow::{Shadow, ShadowSettings};
-use harp_log::{DiskError, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict};
+use harp_log::{AmnesiaWhy, DiskError, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict};
 use harp_vr::{
     Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Planted, Replica, SERVERS_MAX,
     ServerId, ServerSet, Start, View,
@@ -33,6 +33,13 @@ pub enum BootError {
     },
     /// A copy without its image, or a witness with one.
     Image,
+    /// The log on disk has other segments than the settings name.
+    Segments {
+        /// Length of its segments.
+        segment_bytes: u64,
+        /// How many it may have.
+        segments_max: u64,
+    },
 }
 
 impl std::fmt::Display for BootError {
@@ -50,6 +57,11 @@ impl std::fmt::Display for BootError {
                 found.iter().try_for_each(|b| write!(f, "{b:02x}"))
             }
             BootError::Image => write!(f, "the files of this copy are missing"),
+            BootError::Segments { segment_bytes, segments_max } => write!(
+                f,
+                "the log on disk was made with segment_bytes = {segment_bytes} and segments_max = \
+                 {segments_max}: set the first to that again, and the second to that or more"
+            ),
         }
     }
 }
@@ -149,13 +161,14 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness.
+    /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness. `clock` is
+    /// read when the log is: reading it takes time, and what is to be waited for counts from then on.
     pub fn boot(
         settings: Settings,
         disk: &mut dyn LogDisk,
         image: Option<ImageState>,
         ring: Ring,
-        now: Now,
+        clock: impl FnOnce() -> Now,
     ) -> Result<Node, BootError> {
         if image.is_some() != settings.shape.is_copy(settings.me) {
             return Err(BootError::Image);
@@ -166,6 +179,11 @@ impl Node {
         disk.write_slot(SlotFile::View, (sequence % 2) as usize, &durable.encode(sequence))?;
         let log_settings = log_settings(&settings, durable.incarnation.start);
         let recovered = harp_log::recover(disk, ring.clone(), log_settings)?;
+        if let Verdict::Amnesia(AmnesiaWhy::Geometry { segment_bytes, segments_max }) =
+            recovered.verdict
+        {
+            return Err(BootError::Segments { segment_bytes, segments_max });
+        }
         let mut log = recovered.log;
         let intact = recovered.verdict == Verdict::Intact && !durable.log_void;
         let lb = image.as_ref().map(|i| i.lb);
@@ -192,6 +210,7 @@ impl Node {
             cp,
             image: lb.map(Op),
         };
+        let now = clock();
         let replica = Replica::new(replica_settings(&settings), start, now.steady);
         Ok(Node::assemble(settings, replica, log, image, ring, now))
     }

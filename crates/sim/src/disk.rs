@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use harp_node::log::{DiskError, LogDisk, LogPos, SLOT_BYTES, SlotFile};
+use harp_node::log::{DiskError, LogDisk, LogPos, SLOT_BYTES, SlotFile, head_begin};
 
 use crate::rng::Rng;
 
@@ -208,6 +208,13 @@ impl SimLogDisk {
         true
     }
 
+    /// The first segment that a head on the disk names; those below are free.
+    fn first_covered(&self) -> u64 {
+        let begin = |slot| head_begin(self.slot(SlotFile::LogHead, slot)?);
+        let begins = [begin(0), begin(1)];
+        begins.into_iter().flatten().min().map_or(0, |begin| begin.0 / self.segment_bytes)
+    }
+
     /// The content of a small file's slot, if the file exists.
     pub fn slot(&self, file: SlotFile, slot: usize) -> Option<&[u8]> {
         self.files[file as usize].as_ref().map(|slots| &slots[slot][..])
@@ -225,6 +232,7 @@ impl SimLogDisk {
 
 impl LogDisk for SimLogDisk {
     fn read(&mut self, at: LogPos, into: &mut [u8]) -> Result<(), DiskError> {
+        assert!(at.0 / self.segment_bytes >= self.first_covered(), "read at {}: it is free", at.0);
         let mut done = 0;
         while done < into.len() {
             let (segment, offset) = self.place(at.0 + done as u64);
@@ -279,7 +287,7 @@ impl LogDisk for SimLogDisk {
         Ok(())
     }
 
-    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+    fn lost_segment(&mut self, _: LogPos) -> Result<Option<String>, DiskError> {
         Ok((self.lost > 0).then(|| "all".to_string()))
     }
 

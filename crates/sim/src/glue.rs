@@ -119,7 +119,7 @@ pub fn boot(
         Some(store) => Some(image_state(store).map_err(|error| lost(&error))?),
         None => None,
     };
-    let node = match Node::boot(profile.settings(server), disk, image, ring, now) {
+    let node = match Node::boot(profile.settings(server), disk, image, ring, || now) {
         Ok(node) => node,
         Err(error @ BootError::MediaLoss) => return Err(lost(&error)),
         Err(error) => panic!("{server} cannot start: {error}"),

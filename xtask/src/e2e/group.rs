@@ -18,7 +18,7 @@ use crate::process::{Running, capture};
 /// How long a group may take to serve after its start.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
 /// How long servers may take to be back in their designated roles: the supervisor waits up to
-/// 30 s before it restarts a server that dies often.
+/// 8 s before it restarts a server that dies often.
 pub const SETTLE_PATIENCE: Duration = Duration::from_secs(90);
 /// How long a clean stop may take.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);

@@ -137,7 +137,7 @@ impl LogDisk for SimDisk {
         Ok(())
     }
 
-    fn lost_segment(&mut self) -> Result<Option<String>, DiskError> {
+    fn lost_segment(&mut self, _: LogPos) -> Result<Option<String>, DiskError> {
         Ok(None)
     }
 
