@@ -138,6 +138,9 @@ fn nonce() -> [u8; NONCE_BYTES] {
 fn tune(socket: &OwnedFd) {
     let _ = sockopt::set_tcp_nodelay(socket, true);
     let _ = sockopt::set_tcp_user_timeout(socket, STUCK_MS);
+    // Not BBR, should the system prefer it: it spreads a batch over time, and drains the link every ten
+    // seconds to measure it.
+    let _ = sockopt::set_tcp_congestion(socket, "cubic");
     let _ = sockopt::set_socket_keepalive(socket, true);
     let _ = sockopt::set_tcp_keepidle(socket, Duration::from_secs(1));
     let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(1));

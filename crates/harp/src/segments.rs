@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::aligned::{Aligned, DIRECT_ALIGN};
 use crate::logdisk::failed;
+use crate::worker::Pace;
 
 /// Zeros are written in pieces of this size, so that the log's own writes get in between.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
@@ -268,7 +269,10 @@ impl Segments {
         let provision = self.plan(number);
         let thread = std::thread::Builder::new()
             .name("harp-segment".into())
-            .spawn(move || provision.carry_out())
+            .spawn(move || {
+                Pace::Background.take();
+                provision.carry_out()
+            })
             .map_err(|error| failed("start a thread for", &self.path(number), &error))?;
         self.ahead = Some((number, thread));
         Ok(())

@@ -27,7 +27,7 @@ use crate::logdisk::FileLogDisk;
 use crate::poller::Poller;
 use crate::ringmem::RingMapping;
 use crate::serverdir::{self, Contents};
-use crate::worker::{Bell, Worker};
+use crate::worker::{Bell, Pace, Worker};
 
 /// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
 pub fn signals() -> Result<OwnedFd, HarpError> {
@@ -111,7 +111,10 @@ fn boot(
     let ring = Ring::new(mapping.clone());
     std::thread::Builder::new()
         .name("harp-warm".into())
-        .spawn(move || mapping.warm())
+        .spawn(move || {
+            Pace::Background.take();
+            mapping.warm();
+        })
         .map_err(|error| HarpError::io("start a thread", error))?;
     let image = match settings.shape.is_copy(me) {
         true => Some(image::open(&dir.join("store"), &config.id, settings.capacity_blocks)?),
@@ -154,16 +157,18 @@ fn start_workers(
     let of_log = ring.clone();
     let mut runner = DiskRunner::default();
     let run = move |command: DiskCommand| runner.run(command, &mut disk, &of_log);
-    let log = Worker::start("harp-log", bell.clone(), run)?;
+    let log = Worker::start("harp-log", bell.clone(), Pace::Prompt, run)?;
     let store = match image {
         None => None,
         Some(image) => {
-            let start = |name| {
+            let start = |name, pace| {
                 let (image, ring) = (image.clone(), ring.clone());
                 let run = move |job: StoreJob| job.run(&image, &ring);
-                Worker::start(name, bell.clone(), run)
+                Worker::start(name, bell.clone(), pace, run)
             };
-            Some(StoreWorkers { fetch: start("harp-fetch")?, checkpoint: start("harp-store")? })
+            let fetch = start("harp-fetch", Pace::Prompt)?;
+            let checkpoint = start("harp-store", Pace::Background)?;
+            Some(StoreWorkers { fetch, checkpoint })
         }
     };
     Ok(Workers { bell, log, store })

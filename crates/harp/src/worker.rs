@@ -11,8 +11,32 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 
 use crate::error::HarpError;
+
+/// Whether somebody waits for a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A client or a peer does.
+    Prompt,
+    /// Nobody: it leaves the processors to those that somebody waits for.
+    Background,
+}
+
+/// How nice a background thread is to others.
+const BACKGROUND_NICE: i32 = 10;
+
+impl Pace {
+    /// The calling thread runs at this pace from now on.
+    pub fn take(self) {
+        if self == Pace::Background {
+            // Refused: slower under load, nothing worse.
+            let _ = setpriority_process(Some(gettid()), BACKGROUND_NICE);
+        }
+    }
+}
 
 /// Jobs waiting for one worker at most; the node hands out far fewer.
 pub const JOBS_MAX: usize = 1 << 16;
@@ -72,12 +96,14 @@ impl<J: Send + 'static, D: Send + 'static> Worker<J, D> {
     pub fn start(
         name: &str,
         bell: Bell,
+        pace: Pace,
         mut work: impl FnMut(J) -> D + Send + 'static,
     ) -> Result<Worker<J, D>, HarpError> {
         let queues = Queues { jobs: VecDeque::new(), done: Vec::new(), stop: false };
         let shared = Arc::new(Shared { queues: Mutex::new(queues), more: Condvar::new() });
         let theirs = shared.clone();
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            pace.take();
             while let Some(job) = next(&theirs) {
                 let done = work(job);
                 let mut queues = theirs.lock();
@@ -146,7 +172,8 @@ mod tests {
     #[test]
     fn jobs_are_done_in_order_and_the_bell_rings() {
         let bell = Bell::new().expect("a bell");
-        let worker = Worker::start("test", bell.clone(), |job: u32| job * 2).expect("starts");
+        let worker =
+            Worker::start("test", bell.clone(), Pace::Prompt, |job: u32| job * 2).expect("starts");
         worker.give(0..100);
         worker.give(100..200);
         let mut poller = Poller::new().expect("a poller");
@@ -166,7 +193,7 @@ mod tests {
         let alive = Arc::new(());
         let theirs = alive.clone();
         let work = move |_: u32| drop(theirs.clone());
-        drop(Worker::start("test", bell, work).expect("starts"));
+        drop(Worker::start("test", bell, Pace::Background, work).expect("starts"));
         assert_eq!(Arc::strong_count(&alive), 1);
     }
 }

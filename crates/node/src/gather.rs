@@ -13,6 +13,9 @@ use harp_vr::Nanos;
 /// Writes faster than this (nanoseconds) are not worth waiting for.
 const SLOW_WRITE: u64 = 300_000;
 
+/// A batch of this size is worth a write of its own: its copies and checksums cost more than the write.
+const LARGE_BATCH_BYTES: u64 = 16 << 10;
+
 /// When to write.
 #[derive(Debug, Default)]
 pub(crate) struct Gather {
@@ -36,9 +39,15 @@ impl Gather {
         self.peak -= self.peak / 16;
     }
 
-    /// `open` modifications are not committed yet, `gathered` of them are in the open batch, and no write
-    /// is under way. Returns until when the batch should wait for more; `None`: seal it.
-    pub fn wait_until(&mut self, now: Nanos, open: u64, gathered: u64) -> Option<Nanos> {
+    /// `open` modifications are not committed yet, `gathered` of them, of `bytes` bytes, are in the open batch,
+    /// and no write is under way. Returns until when the batch should wait for more; `None`: seal it.
+    pub fn wait_until(
+        &mut self,
+        now: Nanos,
+        open: u64,
+        gathered: u64,
+        bytes: u64,
+    ) -> Option<Nanos> {
         self.peak = self.peak.max(open);
         let until = if open > gathered {
             // The other members' disks are still at the last batch; its clients wait.
@@ -46,7 +55,9 @@ impl Gather {
         } else {
             self.settled_since.get_or_insert(now).plus(self.write_nanos / 2)
         };
-        let worth = self.write_nanos > SLOW_WRITE && 8 * gathered < 7 * self.peak;
+        let worth = self.write_nanos > SLOW_WRITE
+            && 8 * gathered < 7 * self.peak
+            && bytes < LARGE_BATCH_BYTES;
         (worth && now < until).then_some(until)
     }
 }
@@ -66,25 +77,26 @@ mod tests {
     #[test]
     fn a_lone_call_never_waits() {
         let mut gather = slow();
-        assert_eq!(gather.wait_until(gather.idle_since, 1, 1), None);
+        assert_eq!(gather.wait_until(gather.idle_since, 1, 1, 200), None);
     }
 
     #[test]
     fn half_of_many_waits_for_the_other_half_but_not_for_long() {
         let mut gather = slow();
         let now = gather.idle_since;
-        let until = gather.wait_until(now, 64, 30).expect("waits for the other members");
+        let until = gather.wait_until(now, 64, 30, 9_000).expect("waits for the other members");
         assert!(until.since(now) <= 1_000_000);
-        let until = gather.wait_until(now, 30, 30).expect("waits for the clients");
+        let until = gather.wait_until(now, 30, 30, 9_000).expect("waits for the clients");
         assert!(until.since(now) <= 500_000);
-        assert_eq!(gather.wait_until(now, 60, 60), None);
-        assert_eq!(gather.wait_until(until, 30, 30), None);
+        assert_eq!(gather.wait_until(now, 60, 60, 9_000), None);
+        assert_eq!(gather.wait_until(until, 30, 30, 9_000), None);
+        assert_eq!(gather.wait_until(now, 64, 30, 100_000), None, "a large one never waits");
     }
 
     #[test]
     fn fast_disks_are_not_waited_for() {
         let mut gather = Gather::default();
         (0..100).for_each(|k| gather.on_written(Nanos(k * 200_000 + 100_000), Nanos(k * 200_000)));
-        assert_eq!(gather.wait_until(gather.idle_since, 64, 30), None);
+        assert_eq!(gather.wait_until(gather.idle_since, 64, 30, 9_000), None);
     }
 }

@@ -336,7 +336,8 @@ impl Node {
         self.gather_until = None;
         if self.replica.is_primary() && self.write_since.is_none() && self.unsealed > 0 {
             let open = self.awaiting.len() as u64;
-            self.gather_until = self.gather.wait_until(now.steady, open, self.unsealed);
+            let (count, bytes) = (self.unsealed, self.unsealed_bytes);
+            self.gather_until = self.gather.wait_until(now.steady, open, count, bytes);
             if self.gather_until.is_some() {
                 return;
             }
