@@ -46,8 +46,9 @@ impl Shadow {
         self.drain_some(objects, Some(log))
     }
 
-    /// Gets rid of a generation that is not drained yet, forgetting what it would replace.
-    pub(crate) fn discard_retired(&mut self) {
+    /// Gets rid of a generation that is not drained yet, forgetting what it would replace. Afterwards the log
+    /// up to the image is needed no more.
+    pub fn discard_retired(&mut self) {
         while self.drain_some(usize::MAX, None) {}
     }
 

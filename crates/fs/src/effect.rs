@@ -7,6 +7,7 @@
 use crate::inode::{
     BLOCK_BYTES, Entry, INODE_BYTES_MAX, Inode, NAME_BYTES_MAX, Super, TARGET_BYTES_MAX, Take,
 };
+use crate::plan::TRANSFER_MAX;
 use crate::request::{Request, Time};
 
 /// Blocks that one [`Effect::Blocks`] holds at most: more than the largest WRITE spans.
@@ -90,7 +91,7 @@ pub fn effects_len_max(request: &Request<'_>) -> usize {
         + match request {
             // Each block that the data touches carries a checksum, and at both ends a header.
             Request::Write { count, data, .. } => {
-                let bytes = data.len().min(*count as usize);
+                let bytes = data.len().min((*count).min(TRANSFER_MAX) as usize);
                 bytes + (bytes / BLOCK_BYTES + 2) * 4 + 3 * 32
             }
             // The bytes beyond a new end are written as zeros.

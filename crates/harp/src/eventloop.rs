@@ -214,12 +214,15 @@ impl EventLoop {
             Source::Peer(index) => {
                 let now = clock::now();
                 links.on_peer(ready, index as usize, now.steady, poller, |from, frame| {
+                    // Read once the frame is here: a lease promised by it counts from its receipt (rule 7).
+                    let now = clock::now();
                     node.step(now, Event::Peer { from, frame }, out);
                 });
             }
             Source::Greeting(slot) => {
                 let now = clock::now();
                 links.on_greeting(slot as usize, now.steady, poller, |from, frame| {
+                    let now = clock::now();
                     node.step(now, Event::Peer { from, frame }, out);
                 });
             }

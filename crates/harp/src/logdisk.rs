@@ -177,13 +177,18 @@ impl LogDisk for FileLogDisk {
         Ok(())
     }
 
+    fn prepare(&mut self, at: LogPos) -> Result<(), DiskError> {
+        self.segments.provide(self.number_of(at)).map(|_| ())
+    }
+
     fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError> {
         let offset = at.0 % self.segment_bytes;
         let end = offset + bytes.len() as u64;
         assert!(end <= self.segment_bytes, "a write within one segment");
         assert_eq!((offset as usize | bytes.len()) % DIRECT_ALIGN, 0, "an aligned write");
         let number = self.number_of(at);
-        let segment = self.segments.provide(number)?;
+        let segment =
+            self.segments.get(number)?.expect("a segment is prepared before it is written");
         let wrote = if segment.direct && !bytes.as_ptr().addr().is_multiple_of(DIRECT_ALIGN) {
             write_bounced(segment, &mut self.bounce, bytes, offset)
         } else {
@@ -191,7 +196,7 @@ impl LogDisk for FileLogDisk {
         };
         wrote.map_err(|error| failed("write", &self.segments.path(number), &error))?;
         if end > self.segment_bytes / 2 {
-            self.segments.provide_ahead(number + 1)?;
+            self.segments.provide_ahead(number + 1);
         }
         Ok(())
     }
@@ -252,6 +257,11 @@ mod tests {
 
     const SEGMENT: u64 = 64 << 10;
 
+    fn write(disk: &mut FileLogDisk, at: LogPos, bytes: &[u8]) -> Result<(), DiskError> {
+        disk.prepare(at)?;
+        disk.write(at, bytes)
+    }
+
     fn page(fill: u8) -> Aligned {
         let mut piece = Aligned::zeroed(4096);
         piece.bytes_mut().fill(fill);
@@ -264,7 +274,7 @@ mod tests {
         let mut disk = FileLogDisk::format(dir.path(), SEGMENT, 4).expect("formats");
         let end_of_first = LogPos(SEGMENT - 4096);
         for (at, fill) in [(LogPos(0), 1), (end_of_first, 2), (LogPos(SEGMENT), 3)] {
-            disk.write(at, page(fill).bytes()).expect("writes");
+            write(&mut disk, at, page(fill).bytes()).expect("writes");
         }
         disk.sync().expect("syncs");
         drop(disk);
@@ -331,7 +341,7 @@ mod tests {
         } else {
             &bytes[..2 << 20]
         };
-        disk.write(LogPos(4096), shifted).expect("writes");
+        write(&mut disk, LogPos(4096), shifted).expect("writes");
         let mut seen = vec![0; shifted.len()];
         disk.read(LogPos(4096), &mut seen).expect("reads");
         assert!(seen == shifted);

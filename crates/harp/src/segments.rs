@@ -261,21 +261,18 @@ impl Segments {
         self.listed.as_ref().is_some_and(|listed| listed.contains(&number))
     }
 
-    /// Sees to a segment that will be needed, on a thread of its own.
-    pub fn provide_ahead(&mut self, number: u64) -> Result<(), DiskError> {
+    /// Sees to a segment that will be needed, on a thread of its own. If that fails, it shows when the segment is
+    /// needed.
+    pub fn provide_ahead(&mut self, number: u64) {
         if self.ahead.is_some() || self.present.contains(&number) {
-            return Ok(());
+            return;
         }
         let provision = self.plan(number);
-        let thread = std::thread::Builder::new()
-            .name("harp-segment".into())
-            .spawn(move || {
-                Pace::Background.take();
-                provision.carry_out()
-            })
-            .map_err(|error| failed("start a thread for", &self.path(number), &error))?;
-        self.ahead = Some((number, thread));
-        Ok(())
+        let thread = std::thread::Builder::new().name("harp-segment".into()).spawn(move || {
+            Pace::Background.take();
+            provision.carry_out()
+        });
+        self.ahead = thread.ok().map(|thread| (number, thread));
     }
 
     /// Waits for what is being provided.
@@ -336,7 +333,7 @@ mod tests {
         }
         assert_eq!(names(dir.path()), (0..8).collect::<Vec<_>>(), "nothing is free");
         segments.cover(6..70);
-        segments.provide_ahead(8).expect("provides");
+        segments.provide_ahead(8);
         segments.provide(8).expect("provides");
         assert_eq!(names(dir.path()), [0, 1, 2, 3, 6, 7, 8]);
         let mut first = [0; 1];

@@ -43,7 +43,9 @@ impl std::error::Error for DiskError {}
 pub trait LogDisk {
     /// Reads `into.len()` bytes at `at`. Never-written bytes read as zeros.
     fn read(&mut self, at: LogPos, into: &mut [u8]) -> Result<(), DiskError>;
-    /// Writes `bytes` at `at`; they lie within one segment and are aligned to 4,096 bytes.
+    /// Makes sure that the segment of `at` can be written. A failure means no harm: nothing was written.
+    fn prepare(&mut self, at: LogPos) -> Result<(), DiskError>;
+    /// Writes `bytes` at `at`, which was prepared; they lie within one segment and are aligned to 4,096 bytes.
     fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError>;
     /// Makes all earlier [`LogDisk::write`]s durable.
     fn sync(&mut self) -> Result<(), DiskError>;
@@ -115,6 +117,11 @@ pub enum DiskDone {
         /// What was read.
         bytes: Vec<u8>,
     },
+    /// There is no room for a `Write`. It was not begun, and no later command of the log will be.
+    Unprepared {
+        /// The disk's words.
+        error: DiskError,
+    },
     /// The command failed. For `Write` and `Slot` this is a crash (rule 8): it is never retried.
     Failed {
         /// `None`: the log; else the small file.
@@ -131,6 +138,9 @@ impl DiskCommand {
     pub fn run(self, disk: &mut dyn LogDisk, ring: &Ring) -> DiskDone {
         match self {
             DiskCommand::Write { at, bytes, sync } => {
+                if let Err(error) = disk.prepare(at) {
+                    return DiskDone::Unprepared { error };
+                }
                 let wrote = disk.write(at, ring.bytes(at, bytes));
                 match wrote.and_then(|()| if sync { disk.sync() } else { Ok(()) }) {
                     Ok(()) => DiskDone::Written { upto: at.plus(bytes as u64), synced: sync },
@@ -175,7 +185,8 @@ impl DiskRunner {
             return DiskDone::Failed { file: None, read: false, error };
         }
         let done = command.run(disk, ring);
-        self.failed |= of_log && matches!(done, DiskDone::Failed { .. });
+        let failed = matches!(done, DiskDone::Failed { .. } | DiskDone::Unprepared { .. });
+        self.failed |= of_log && failed;
         done
     }
 }
@@ -194,6 +205,9 @@ mod tests {
 
     impl LogDisk for FailsOnce {
         fn read(&mut self, _: LogPos, _: &mut [u8]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn prepare(&mut self, _: LogPos) -> Result<(), DiskError> {
             Ok(())
         }
         fn write(&mut self, _: LogPos, _: &[u8]) -> Result<(), DiskError> {

@@ -583,9 +583,10 @@ impl Log {
                 self.refresh_limits();
                 Progress { durable: false, head }
             }
-            DiskDone::Slot { .. } | DiskDone::Read { .. } | DiskDone::Failed { .. } => {
-                Progress::default()
-            }
+            DiskDone::Slot { .. }
+            | DiskDone::Read { .. }
+            | DiskDone::Unprepared { .. }
+            | DiskDone::Failed { .. } => Progress::default(),
         }
     }
 

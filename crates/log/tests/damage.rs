@@ -285,6 +285,10 @@ impl LogDisk for Noise {
         Ok(())
     }
 
+    fn prepare(&mut self, _: LogPos) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     fn lost_segment(&mut self, _: LogPos) -> Result<Option<String>, DiskError> {
         Ok(None)
     }

@@ -269,6 +269,7 @@ impl Node {
             newest_time,
             unsealed_bytes: 0,
             unsealed: 0,
+            kept_bytes: 0,
             gather: Default::default(),
             gather_until: None,
             write_since: None,

@@ -88,6 +88,8 @@ pub struct Node {
     pub(crate) unsealed_bytes: u64,
     /// How many they are.
     pub(crate) unsealed: u64,
+    /// Bytes of calls and replies that wait, of all connections.
+    pub(crate) kept_bytes: usize,
     pub(crate) gather: Gather,
     /// Until when the open batch waits for more records.
     pub(crate) gather_until: Option<Nanos>,
@@ -125,9 +127,7 @@ impl Node {
         match event {
             Event::Tick => {}
             Event::ConnOpened { conn, address, port } => self.on_conn_opened(conn, address, port),
-            Event::ConnClosed { conn } => {
-                self.conns.remove(&conn);
-            }
+            Event::ConnClosed { conn } => self.on_conn_closed(conn),
             Event::Call { conn, call } => self.on_call(now, conn, call, out),
             Event::Peer { from, frame } => self.on_frame(now, from, frame, out),
             Event::Disk(done) => self.on_disk(now, done, out),
@@ -262,6 +262,11 @@ impl Node {
                     None => return,
                 }
             }
+            DiskDone::Unprepared { error } => {
+                // Nothing was written: the log is whole, and is when there is room again.
+                let why = format!("there is no room for the log: {error}");
+                return out.notices.push(Notice::Fatal { why });
+            }
             DiskDone::Read { token, at, bytes } => return self.on_read(token, at, bytes, out),
             DiskDone::Slot { file: SlotFile::View, sequence } if self.failing => {
                 if sequence == self.replica.persisting() {
@@ -380,6 +385,8 @@ impl Node {
                 out.jobs.push(StoreJob(Work::Reload));
                 return;
             }
+            // The records that it would be drained from lose their place in memory.
+            copy.shadow.discard_retired();
         }
         self.stage_wanted = None;
         let view = self.replica.promised().0;

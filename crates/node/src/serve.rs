@@ -24,6 +24,10 @@ use crate::record::{RequestKey, STAMP_BYTES, Stamp, kind};
 
 /// Calls of one connection that are being worked on at most, before it is no longer read.
 const CALLS_PER_CONN: u32 = 256;
+/// Bytes of a connection's calls and replies that wait here at most, before it is no longer read.
+const KEPT_BYTES_PER_CONN: usize = 4 << 20;
+/// The same for all connections together.
+const KEPT_BYTES_MAX: usize = 256 << 20;
 /// The longest encoded result of a modifying procedure.
 const REPLY_BYTES_MAX: usize = 1_024;
 
@@ -36,6 +40,8 @@ pub(crate) struct Conn {
     table: u64,
     /// Calls not answered yet.
     open: u32,
+    /// Bytes of its calls and replies that wait.
+    kept: usize,
     on_hold: bool,
 }
 
@@ -91,7 +97,7 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 impl Node {
     pub(crate) fn on_conn_opened(&mut self, conn: ConnId, address: IpAddr, port: u16) {
         let address = mapped(address);
-        self.conns.insert(conn, Conn { address, port, table: 0, open: 0, on_hold: false });
+        self.conns.insert(conn, Conn { address, port, table: 0, open: 0, kept: 0, on_hold: false });
     }
 
     pub(crate) fn on_call(&mut self, now: Now, conn: ConnId, call: &[u8], out: &mut Output) {
@@ -102,12 +108,42 @@ impl Node {
             out.hold.push((conn, true));
         }
         if let Served::Again { fetch } = self.serve(now, conn, call, out) {
-            self.wait(conn, call, fetch);
+            self.keep(conn, call.len(), out);
+            self.waiting.push(Waiting { conn, call: call.to_vec(), fetch });
         }
     }
 
-    fn wait(&mut self, conn: ConnId, call: &[u8], fetch: u64) {
-        self.waiting.push(Waiting { conn, call: call.to_vec(), fetch });
+    /// What waited for a connection that is gone goes too.
+    pub(crate) fn on_conn_closed(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.remove(&conn) else { return };
+        if state.kept > 0 {
+            self.kept_bytes -= state.kept;
+            self.held.retain(|held| held.conn != conn);
+            self.waiting.retain(|waiting| waiting.conn != conn);
+        }
+    }
+
+    /// `bytes` of a call or a reply wait from now on. A connection that has too many is not read.
+    fn keep(&mut self, conn: ConnId, bytes: usize, out: &mut Output) {
+        let state = self.conns.get_mut(&conn).expect("only open connections wait");
+        state.kept += bytes;
+        self.kept_bytes += bytes;
+        let many = state.kept >= KEPT_BYTES_PER_CONN || self.kept_bytes >= KEPT_BYTES_MAX;
+        if many && !state.on_hold {
+            state.on_hold = true;
+            out.hold.push((conn, true));
+        }
+    }
+
+    fn unkeep(&mut self, conn: ConnId, bytes: usize) {
+        let state = self.conns.get_mut(&conn).expect("only open connections wait");
+        state.kept -= bytes;
+        self.kept_bytes -= bytes;
+    }
+
+    fn hold_reply(&mut self, held: Held, out: &mut Output) {
+        self.keep(held.conn, held.bytes.len(), out);
+        self.held.push(held);
     }
 
     /// Plans again what waited, when what it waited for is there.
@@ -121,7 +157,9 @@ impl Node {
                 again.push(waiting);
                 continue;
             }
+            self.unkeep(waiting.conn, waiting.call.len());
             if let Served::Again { fetch } = self.serve(now, waiting.conn, &waiting.call, out) {
+                self.keep(waiting.conn, waiting.call.len(), out);
                 waiting.fetch = fetch;
                 again.push(waiting);
             }
@@ -146,6 +184,7 @@ impl Node {
         self.waiting.clear();
         self.needs.clear();
         self.conns.clear();
+        self.kept_bytes = 0;
     }
 
     fn serve(&mut self, now: Now, conn: ConnId, bytes: &[u8], out: &mut Output) -> Served {
@@ -246,7 +285,6 @@ impl Node {
         if self.settings.planted == Some(Planted::NoClientTable) {
             return false;
         }
-        let _ = out;
         let copy = self.copy.as_ref().expect("a primary is a copy");
         let Some((op, reply)) = copy.clients.find(key) else { return false };
         if op > self.replica.cp().0 {
@@ -260,7 +298,7 @@ impl Node {
         } else {
             let mut bytes = rpc::reply_header(key.xid, reply.len()).to_vec();
             bytes.extend_from_slice(reply);
-            self.held.push(Held { shows: op, conn, bytes });
+            self.hold_reply(Held { shows: op, conn, bytes }, out);
         }
         true
     }
@@ -328,7 +366,7 @@ impl Node {
                 } else {
                     let mut bytes = Vec::with_capacity(256 + data.len());
                     encode(call.xid, &response, data, &mut bytes);
-                    self.held.push(Held { shows, conn, bytes });
+                    self.hold_reply(Held { shows, conn, bytes }, out);
                 }
                 Served::Done
             }
@@ -379,7 +417,8 @@ impl Node {
             return;
         };
         state.open -= 1;
-        if state.on_hold && state.open <= CALLS_PER_CONN / 2 {
+        let few = state.open <= CALLS_PER_CONN / 2 && state.kept <= KEPT_BYTES_PER_CONN / 2;
+        if state.on_hold && few {
             state.on_hold = false;
             out.hold.push((conn, false));
         }
@@ -415,6 +454,7 @@ impl Node {
             }
             let from = out.bytes.len();
             out.bytes.extend_from_slice(&h.bytes);
+            self.unkeep(h.conn, h.bytes.len());
             self.push_reply(h.conn, from, out);
             false
         });

@@ -27,6 +27,8 @@ pub enum Failing {
     Write,
     /// The next sync of the log.
     Sync,
+    /// Room for the next write to the log: it is not begun.
+    Room,
     /// The next write of this small file.
     Slot(SlotFile),
 }
@@ -60,6 +62,7 @@ fn error(what: &str, os_code: i32) -> DiskError {
 }
 
 const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 
 impl SimLogDisk {
     /// An empty disk with room for `segments` segments.
@@ -244,6 +247,13 @@ impl LogDisk for SimLogDisk {
                 None => into[done..done + count].fill(0),
             }
             done += count;
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, _: LogPos) -> Result<(), DiskError> {
+        if self.fails(Failing::Room) {
+            return Err(error("making room for the log", ENOSPC));
         }
         Ok(())
     }

@@ -376,6 +376,7 @@ impl World {
         let Some((view, _)) = self.stands() else { return };
         let failing = *self.nemesis.rng.pick(&[
             Failing::Write,
+            Failing::Room,
             Failing::Sync,
             Failing::Sync,
             Failing::Slot(SlotFile::LogHead),

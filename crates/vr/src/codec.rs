@@ -302,7 +302,7 @@ fn encode_report(report: &Report, w: &mut Writer) {
     w.u8(report.log.is_some() as u8).u64(begin.0).u64(end.0).u64(report.cp.0);
     w.u8(report.image.is_some() as u8).u64(report.image.unwrap_or_default().0);
     w.u64(report.glb.0).u64(report.level.0).u64(report.lease_left);
-    w.configuration(&report.configuration);
+    w.configuration(&report.configuration).configuration(&report.settled);
 }
 
 fn decode_report(r: &mut Reader<'_>) -> Result<Report, CodecError> {
@@ -319,6 +319,7 @@ fn decode_report(r: &mut Reader<'_>) -> Result<Report, CodecError> {
         level: r.op()?,
         lease_left: r.u64()?,
         configuration: r.configuration()?,
+        settled: r.configuration()?,
     })
 }
 
@@ -401,6 +402,7 @@ mod tests {
             level: Op(7),
             lease_left: 5,
             configuration,
+            settled: Configuration { needs_image: ServerSet::EMPTY, ..configuration },
         };
         let (view, op) = (View(77), Op(5));
         vec![

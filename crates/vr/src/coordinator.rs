@@ -227,9 +227,11 @@ impl Replica {
         let best = all.iter().filter(|(_, p)| p.report.log.is_some());
         let best = best.max_by_key(|(_, p)| (p.report.formed, p.report.log.map(|l| l.1)));
         let configuration = best.map_or(self.configuration, |(_, p)| p.report.configuration);
+        // Whose disk counts is what was committed: a primary that was cut off may have admitted one for itself.
+        let settled = best.map_or(self.durable.configuration, |(_, p)| p.report.settled);
         let counted: Vec<(ServerId, &Promised)> = all
             .into_iter()
-            .filter(|(s, p)| configuration.disks[s.index()] == p.incarnation.disk)
+            .filter(|(s, p)| settled.disks[s.index()] == p.incarnation.disk)
             .collect();
         let have: ServerSet = counted.iter().map(|(s, _)| *s).collect();
         if have.len() < need {
@@ -252,12 +254,16 @@ impl Replica {
             return Err(Refusal::Log { formed, members: top.1.report.members }); // (c), the log
         };
         let (begin, end) = held.report.log.expect("a holder has a log");
+        let cp = counted.iter().map(|(_, p)| p.report.cp).max().expect("n+1 promises");
+        if cp > end && self.settings.planted.is_none() {
+            // More was committed than the best log holds: it is not the complete history (c).
+            return Err(Refusal::Log { formed, members: top.1.report.members });
+        }
         let members = self.choose_members(now, &counted, formed, (begin, end))?;
         let glb = counted.iter().map(|(_, p)| p.report.glb).max().expect("n+1 promises");
         let left = counted.iter().map(|(_, p)| {
             self.settings.lengthened(p.report.lease_left).saturating_sub(now.since(p.received))
         });
-        let cp = counted.iter().map(|(_, p)| p.report.cp).max().expect("n+1 promises");
         Ok(Install {
             view: attempt.view,
             members,

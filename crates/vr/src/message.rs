@@ -49,6 +49,8 @@ pub struct Report {
     pub lease_left: u64,
     /// The configuration at the log's end.
     pub configuration: Configuration,
+    /// The configuration as far as it is committed: it says whose promises count.
+    pub settled: Configuration,
 }
 
 /// Heartbeat between any two servers.

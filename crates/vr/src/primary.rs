@@ -186,7 +186,7 @@ impl Replica {
             return;
         }
         if self.serving {
-            self.admit_returned_disks(out);
+            self.admit_returned_disks(now, out);
         }
     }
 
@@ -214,7 +214,10 @@ impl Replica {
     }
 
     /// A server outside of the view speaks from a disk that the configuration does not name.
-    fn admit_returned_disks(&mut self, out: &mut Vec<Action>) {
+    fn admit_returned_disks(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if now >= self.lease_until() {
+            return; // perhaps primary no more
+        }
         for server in self.others() {
             let peer = &self.peers[server.index()];
             let disk = peer.incarnation.disk;

@@ -663,6 +663,7 @@ impl Replica {
             level: self.staged.map_or(Op::ZERO, |s| s.committed.min(s.end)),
             lease_left: self.promise_until.since(now),
             configuration: self.configuration,
+            settled: self.durable.configuration,
         }
     }
 

@@ -117,6 +117,10 @@ impl LogDisk for SimDisk {
         Ok(())
     }
 
+    fn prepare(&mut self, _: LogPos) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     fn write(&mut self, at: LogPos, bytes: &[u8]) -> Result<(), DiskError> {
         assert!(
             at.0.is_multiple_of(4096) && bytes.len().is_multiple_of(4096),
