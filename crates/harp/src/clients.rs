@@ -18,6 +18,7 @@ use harp_node::{ConnId, Event, Node, Output};
 use crate::clock;
 use crate::netbuf::{Received, SendBuf, receive_behind, receive_into, send_pieces};
 use crate::poller::{Interest, Poller, Ready, Source};
+use crate::untaken::{Untaken, unacknowledged};
 
 /// Connections of one server at most.
 pub const CLIENTS_MAX: usize = 1 << 13;
@@ -25,6 +26,11 @@ pub const CLIENTS_MAX: usize = 1 << 13;
 pub const WAITING_BYTES_HOLD: usize = 1 << 20;
 /// Unsent bytes of one connection at which it is closed: the node had many replies under way.
 pub const WAITING_BYTES_MAX: usize = 256 << 20;
+/// Replies of one connection that its client has not taken from which on it is not read. With as many calls at
+/// the node they are no more than the client table keeps, so that each of them is known when it is repeated.
+const UNTAKEN_MAX: usize = 128;
+/// From so many on it is worth asking the socket how many were taken.
+const UNTAKEN_LOOK: usize = 64;
 /// Bytes of replies and frames in one turn from which on no further call is taken in that turn.
 const TURN_BYTES_MAX: usize = 8 << 20;
 /// Memory shared by all connections to receive into.
@@ -43,6 +49,9 @@ struct Client {
     /// How long `partial` must be to be worth another look.
     needed: usize,
     waiting: SendBuf,
+    untaken: Untaken,
+    /// Too many replies are not taken.
+    stuck: bool,
     /// This turn's replies, neighbours joined, as ranges of the output's bytes.
     replies: Vec<Range<usize>>,
     /// The node wants no calls from it now.
@@ -54,7 +63,15 @@ struct Client {
 
 impl Client {
     fn readable(&self) -> bool {
-        !self.held && self.waiting.pending() < WAITING_BYTES_HOLD
+        !self.held && !self.stuck && self.waiting.pending() < WAITING_BYTES_HOLD
+    }
+
+    /// Finds out whether too many replies are not taken.
+    fn look(&mut self) {
+        if self.untaken.count() >= UNTAKEN_LOOK {
+            self.untaken.all_but(self.waiting.pending() + unacknowledged(&self.socket));
+        }
+        self.stuck = self.untaken.count() >= UNTAKEN_MAX;
     }
 
     fn watch(&mut self, poller: &Poller) {
@@ -78,6 +95,8 @@ pub struct Clients {
     touched: Vec<usize>,
     /// Slots whose `partial` may hold whole records.
     backlogged: Vec<usize>,
+    /// Slots that are, or were lately, stuck.
+    stuck: Vec<usize>,
     /// The supervisor's numbers of connections that ended, taken by the loop.
     pub closed: Vec<u64>,
 }
@@ -105,6 +124,7 @@ impl Clients {
             scratch: vec![0; SCRATCH_BYTES],
             touched: Vec::new(),
             backlogged: Vec::new(),
+            stuck: Vec::new(),
             closed: Vec::new(),
         }
     }
@@ -144,6 +164,8 @@ impl Clients {
             partial: Vec::new(),
             needed: 0,
             waiting: SendBuf::default(),
+            untaken: Untaken::default(),
+            stuck: false,
             replies: Vec::new(),
             held: false,
             backlog: false,
@@ -166,6 +188,7 @@ impl Clients {
         self.kept_bytes -= client.partial.capacity();
         self.free.push(slot);
         self.backlogged.retain(|other| *other != slot);
+        self.stuck.retain(|other| *other != slot);
         self.closed.push(client.handle);
         node.step(clock::now(), Event::ConnClosed { conn: client.conn }, out);
     }
@@ -302,7 +325,9 @@ impl Clients {
     pub fn send(&mut self, out: &Output, poller: &Poller, broken: &mut Vec<ConnId>) {
         for reply in &out.replies {
             let Some(slot) = self.slot_of(reply.conn) else { continue };
-            let replies = &mut self.slots[slot].as_mut().expect("just found").replies;
+            let client = self.slots[slot].as_mut().expect("just found");
+            client.untaken.push(reply.bytes.len());
+            let replies = &mut client.replies;
             match replies.last_mut() {
                 None => {
                     self.touched.push(slot);
@@ -321,10 +346,29 @@ impl Clients {
             if sent.is_err() || client.waiting.pending() > WAITING_BYTES_MAX {
                 broken.push(client.conn);
             } else {
+                let was_stuck = client.stuck;
+                client.look();
+                if client.stuck && !was_stuck {
+                    self.stuck.push(slot);
+                }
                 self.resume(slot, poller);
             }
         }
         self.touched = touched;
+    }
+
+    /// Looks again at connections with too many replies not taken: nothing tells when they are.
+    pub fn look_again(&mut self, poller: &Poller) {
+        let mut stuck = std::mem::take(&mut self.stuck);
+        stuck.retain(|slot| {
+            let client = self.slots[*slot].as_mut().expect("closing removes from the stuck");
+            client.look();
+            if !client.stuck {
+                self.resume(*slot, poller);
+            }
+            self.slots[*slot].as_ref().is_some_and(|client| client.stuck)
+        });
+        self.stuck = stuck;
     }
 
     /// Closes a connection that [`Clients::send`] found broken.

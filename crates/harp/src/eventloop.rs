@@ -174,6 +174,7 @@ impl EventLoop {
             let ready = self.parts.poller.event(index);
             self.on_ready(ready);
         }
+        self.clients.look_again(&self.parts.poller);
         self.clients.take_backlog(&mut self.parts.node, &mut self.out, &self.parts.poller);
         let now = clock::now();
         self.parts.links.on_time(now.steady, &self.parts.poller);

@@ -29,6 +29,7 @@ pub mod serverdir;
 pub mod status;
 #[cfg(test)]
 mod testdir;
+pub mod untaken;
 pub mod up;
 pub mod verify;
 pub mod worker;

@@ -1,5 +1,5 @@
 //! The record ring's memory: one shared mapping of a memory file.
-//! Owns: the mapping, and all of the crate's unsafe code.
+//! Owns: the mapping, and the unsafe code around it.
 //! Never: looks at the bytes.
 //! Invariant: page-aligned, never moved or unmapped while the value lives.
 

@@ -22,8 +22,9 @@ use crate::api::{ConnId, Now, Output, Reply};
 use crate::node::{FILTER_FETCH, Node};
 use crate::record::{RequestKey, STAMP_BYTES, Stamp, kind};
 
-/// Calls of one connection that are being worked on at most, before it is no longer read.
-const CALLS_PER_CONN: u32 = 256;
+/// Calls of one connection that are being worked on at most, before it is no longer read. Together with the
+/// replies that wait in its socket (`harp::clients`) they are no more than the client table keeps.
+const CALLS_PER_CONN: u32 = 128;
 /// Bytes of a connection's calls and replies that wait here at most, before it is no longer read.
 const KEPT_BYTES_PER_CONN: usize = 4 << 20;
 /// The same for all connections together.
