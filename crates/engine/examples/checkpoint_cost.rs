@@ -2,7 +2,7 @@
 //! Owns: the series measured and the figures printed.
 //! Never: compares machines; figures of one run belong together.
 //! Invariant: every checkpoint is durable before its time is taken.
-//! Source: the design, section 10 (budgets).
+//! Source: ARCHITECTURE.md.
 //!
 //! Usage: `checkpoint_cost [DIR] [RECORDS]`; DIR is made, filled and removed.
 

@@ -3,7 +3,7 @@
 //! Never: gives space back; answers a sync before the disk did; syncs again after one failed.
 //! Invariant: every segment but the last is full-sized; all of the bytes up to each file's size
 //! are allocated on disk.
-//! Source: the design, section 7, "File data"; rules 8 and 13.
+//! Source: docs/disk-format.md; rules 8 and 13.
 
 use harp_store::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Damage, Disk, StoreError};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};

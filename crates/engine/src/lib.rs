@@ -2,7 +2,7 @@
 //! Owns: the LMDB metadata engine and the segment files.
 //! Never: knows what keys, values or blocks mean; the store above checks their checksums.
 //! Invariant: keeps the contracts of `harp_store::Engine` and `harp_store::Disk`.
-//! Source: the design, section 7.
+//! Source: docs/disk-format.md.
 
 mod file_disk;
 mod lmdb;

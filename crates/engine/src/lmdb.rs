@@ -2,7 +2,7 @@
 //! Owns: one LMDB environment with a named database per table; its map size and disk space.
 //! Never: runs without syncing; writes through the map; keeps a reader open by itself.
 //! Invariant: a commit is durable when it returns, and whole.
-//! Source: LMDB's documentation; the design, section 7.
+//! Source: LMDB's documentation; docs/disk-format.md.
 //!
 //! The map is only address space: it is opened as large as `map_bytes` (1 TiB unless told
 //! otherwise, halved until the system grants it), so that it need not grow while readers use it;

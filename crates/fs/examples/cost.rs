@@ -2,7 +2,7 @@
 //! Owns: one shadow over an empty image, a log in memory, and a table of figures.
 //! Never: does I/O while it measures, nor checks results beyond their status.
 //! Invariant: each figure is of one kind of request, plan and apply together, the best of its runs.
-//! Source: the budget in the design, section 10.
+//! Source: ARCHITECTURE.md.
 //!
 //! `cargo run --release -p harp-fs --example cost -- [FILES] [--backup]`
 

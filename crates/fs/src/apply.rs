@@ -3,7 +3,7 @@
 //! Never: writes to the image, looks at requests, or differs between primary and backup.
 //! Invariant: it depends on the effects alone; what memory happens to know changes how a value is
 //! kept, never the value.
-//! Source: the design, section 3 ("Apply").
+//! Source: ARCHITECTURE.md.
 
 use crate::blocks::LogBytes;
 use crate::content::Filled;

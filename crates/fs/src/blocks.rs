@@ -3,7 +3,7 @@
 //! Never: copies a payload before somebody needs it merged.
 //! Invariant: a block's content is its base with its ranges put in, oldest first; the base is in
 //! the log, in memory, zeros, or the content below.
-//! Source: the design, section 3 ("redo never reads a stale block from disk").
+//! Source: ARCHITECTURE.md.
 
 use crate::hash::{Index, NONE, Seed};
 use crate::inode::{BLOCK_BYTES, Block};

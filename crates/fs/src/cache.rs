@@ -3,7 +3,7 @@
 //! Never: holds anything that is not in the image, or in its last checkpoint.
 //! Invariant: every value is the image's at the last checkpoint that left memory, or newer and
 //! then hidden by a layer above or equal to it.
-//! Source: the design, section 3 ("Memory").
+//! Source: ARCHITECTURE.md.
 
 use crate::clock::Clock;
 use crate::hash::Seed;

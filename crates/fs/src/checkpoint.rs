@@ -3,7 +3,7 @@
 //! Never: runs on the server's loop; writes anything itself.
 //! Invariant: rows ascend by key, cuts by file, blocks by file and block; every merged block has
 //! the checksum that its last record promised.
-//! Source: the design, sections 3 and 7.
+//! Source: ARCHITECTURE.md; docs/disk-format.md.
 
 use crate::blocks::{Base, BlockSlot, LogBytes};
 use crate::generation::Generation;

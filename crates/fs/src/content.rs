@@ -2,7 +2,7 @@
 //! Owns: the search for a block from the newest layer down, and the merging of ranges.
 //! Never: copies a block that can be shown where it lies.
 //! Invariant: a block at or beyond a file's end, or of a file that holds none, reads as zeros.
-//! Source: the design, section 3 ("Data in records").
+//! Source: ARCHITECTURE.md.
 
 use crate::blocks::{Base, LogBytes};
 use crate::inode::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Known, blocks_of};

@@ -3,7 +3,7 @@
 //! Never: makes the loop wait for a whole generation.
 //! Invariant: until all is moved the generation stays a layer; when it goes, the clean cache
 //! holds nothing older than it.
-//! Source: the design, section 3 ("Memory").
+//! Source: ARCHITECTURE.md.
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 //! Owns: their bytes, written in place by the primary and read by every copy.
 //! Never: refers to what was there before; every value is absolute.
 //! Invariant: applying effects again, or any later part of a log again, changes nothing.
-//! Source: the design, section 3 ("the record holds results, never operations").
+//! Source: ARCHITECTURE.md.
 
 use crate::inode::{
     BLOCK_BYTES, Entry, INODE_BYTES_MAX, Inode, NAME_BYTES_MAX, Super, TARGET_BYTES_MAX, Take,

@@ -2,7 +2,7 @@
 //! Owns: everything that changed in (begin, end], one version per object.
 //! Never: changes once it is frozen; then a store thread reads it beside the server's loop.
 //! Invariant: the image at `begin` with this generation put in is the image at `end`.
-//! Source: the design, section 3 ("Checkpoint", two generations).
+//! Source: ARCHITECTURE.md.
 
 use crate::blocks::Blocks;
 use crate::hash::Seed;

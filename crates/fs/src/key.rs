@@ -3,7 +3,7 @@
 //! Never: reads or writes an image.
 //! Invariant: the order of keys is the order of (table, number, name or cookie): a directory's
 //! entries lie together, in the order of their cookies in one table, of their names in another.
-//! Source: the design, section 7.
+//! Source: docs/disk-format.md.
 
 use crate::inode::{
     Entry, FIRST_COOKIE, INODE_BYTES_MAX, Inode, NAME_BYTES_MAX, ROOT, Super, Take,

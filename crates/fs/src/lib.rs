@@ -2,7 +2,7 @@
 //! Owns: the values of a file system, their bytes, planning, and the shadow over the image.
 //! Never: does I/O, reads a clock, draws random numbers, starts a thread.
 //! Invariant: primary and backups apply the same effects and come to the same image.
-//! Source: the design, sections 3 and 7; RFC 1813.
+//! Source: ARCHITECTURE.md; docs/disk-format.md; RFC 1813.
 //!
 //! The way of a request: [`plan`] computes its outcome from the [`shadow::Shadow`] and writes the
 //! outcome's [`effect`]s into the log; [`shadow::Shadow::apply`] takes them in, here and at every

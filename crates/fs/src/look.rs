@@ -2,7 +2,7 @@
 //! Owns: the search from the newest layer down.
 //! Never: changes state; a value put together from two layers may be kept for the next look.
 //! Invariant: the first layer that knows an object wins; a touched one is completed from below.
-//! Source: the design, section 3 ("the shadow keeps one version per object").
+//! Source: ARCHITECTURE.md.
 
 use crate::generation::Generation;
 use crate::inode::{Entry, Inode, Known, Super};

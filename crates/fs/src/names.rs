@@ -2,7 +2,7 @@
 //! Owns: links and unlinks, findable by name and, per directory, in the order of cookies.
 //! Never: knows entries of other generations or of the image.
 //! Invariant: a name has one current slot; a directory's links ascend by cookie.
-//! Source: the design, section 7 (cookies count up per directory and are never reused).
+//! Source: docs/disk-format.md.
 
 use crate::hash::{Index, NONE, Seed};
 use crate::inode::Entry;

@@ -3,7 +3,7 @@
 //! Never: runs on the server's loop; only the results do.
 //! Invariant: a [`Fetched`] says at which op its image was exact, so that the shadow can tell
 //! whether it is still good.
-//! Source: the design, section 3 ("Memory").
+//! Source: ARCHITECTURE.md.
 
 use crate::inode::{BLOCK_BYTES, Entry, Inode, Super};
 use crate::key;

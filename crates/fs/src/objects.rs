@@ -2,7 +2,7 @@
 //! Owns: one slot per object, whole, partly known, or gone.
 //! Never: looks below its own generation.
 //! Invariant: a slot that is only touched has the touched fields right and no others.
-//! Source: the design, section 3 ("net effect per object").
+//! Source: ARCHITECTURE.md.
 
 use crate::effect::{DirTouch, FileTouch};
 use crate::hash::{Index, Seed};

@@ -2,7 +2,7 @@
 //! Owns: a bounded number of pages, each complete between its first and last cookie.
 //! Never: knows what changed since; the shadow merges.
 //! Invariant: a directory's pages go when a checkpoint that changed it leaves memory.
-//! Source: the design, section 3 ("Memory").
+//! Source: ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -3,7 +3,7 @@
 //! Never: does I/O; what it lacks it says, and is given by [`Shadow::fetched`].
 //! Invariant: lb <= every layer's begin; layers follow each other without a gap; what the clean
 //! cache holds is the image's.
-//! Source: the design, section 3.
+//! Source: ARCHITECTURE.md.
 //!
 //! ```text
 //!   active     (F, FP]   changes with every apply

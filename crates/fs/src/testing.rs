@@ -2,7 +2,7 @@
 //! Owns: the independent model that the shadow's tests compare with.
 //! Never: leaves the tests; shares code with the layers it judges, the row formats apart.
 //! Invariant: the model is changed before the effects that say so are written.
-//! Source: the design, section 8.
+//! Source: docs/testing.md.
 
 use std::collections::BTreeMap;
 

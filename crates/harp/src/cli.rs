@@ -2,14 +2,14 @@
 //! Owns: words, defaults, usage texts, what is printed at the end.
 //! Never: does a command's work.
 //! Invariant: a command that fails leaves exactly one line on standard error.
-//! Source: DESIGN section 9.
+//! Source: README.md, "Commands".
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lexopt::Arg::{Long, Short};
+use lexopt::Arg::Long;
 use lexopt::{Parser, ValueExt};
 
 use crate::config::{Config, FILE_NAME};
@@ -62,6 +62,11 @@ fn command(mut arguments: Vec<OsString>) -> Result<(), HarpError> {
     let rest = arguments.split_off(1);
     let name = arguments[0].to_string_lossy().into_owned();
     let parser = Parser::from_args(rest.iter().cloned());
+    let help = rest.iter().any(|word| word == "--help" || word == "-h");
+    if help && name != "bench" {
+        print!("{USAGE}");
+        return Ok(());
+    }
     let built_not = |what, why| Err(HarpError::NotBuilt { what, why });
     match name.as_str() {
         "up" => run_up(parser),
@@ -114,19 +119,10 @@ fn parse_up(mut parser: Parser) -> Result<UpOptions, HarpError> {
                 address("nbd", parser.value()?)?;
                 println!("--nbd: block volumes are not built yet; going on without");
             }
-            Long("help") | Short('h') => return Err(usage(first_lines("harp up"))),
             other => return Err(other.unexpected().into()),
         }
     }
     Ok(options)
-}
-
-/// The usage of one command, in one line.
-fn first_lines(command: &str) -> String {
-    let lines = USAGE.lines().skip_while(|line| !line.starts_with(command));
-    let mut words: Vec<&str> = lines.take(1).collect();
-    words.extend(USAGE.lines().skip_while(|l| !l.starts_with(command)).nth(1).map(str::trim));
-    format!("usage: {}", words.join(" "))
 }
 
 fn run_up(parser: Parser) -> Result<(), HarpError> {
@@ -242,7 +238,7 @@ mod tests {
             assert_eq!(error.to_string().lines().count(), 1, "{words}: {error}");
             assert_ne!(error.exit_code(), 0);
         }
-        for words in ["up --copies 9", "up --help", "serve", "serve --config /nowhere --node a"] {
+        for words in ["up --copies 9", "serve", "serve --config /nowhere --node a"] {
             assert_eq!(fails(words).to_string().lines().count(), 1, "{words}");
         }
         assert!(fails("status --dir /nowhere").to_string().contains("/nowhere/harp.toml"));

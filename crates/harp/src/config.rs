@@ -2,7 +2,7 @@
 //! Owns: its text, its checks, and the places of files below its directory.
 //! Never: changes a written file; identities in it are for ever.
 //! Invariant: a [`Config`] in hand has passed every check, so its settings make a node that runs.
-//! Source: DESIGN section 9.
+//! Source: README.md, "Commands".
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

@@ -117,7 +117,8 @@ impl fmt::Display for HarpError {
             }
             HarpError::MediaLoss { dir, why } => write!(
                 f,
-                "media loss in {}: {why}; empty the directory to let the other servers rebuild it",
+                "media loss in {}: {why}; move the directory away, and the server starts anew under another disk \
+                 id (a witness takes part at once; a copy cannot be given its files yet)",
                 dir.display()
             ),
             HarpError::Fatal { why } => write!(f, "{why}"),

@@ -33,7 +33,7 @@ const KEPT_BYTES: usize = 32 << 20;
 const LONG_TURN: u64 = 50_000_000;
 
 /// How long the loop looks for more work before it sleeps (nanoseconds).
-const LINGER: u64 = 50_000;
+const LINGER: u64 = 15_000;
 
 /// The threads that a node's wishes go to.
 pub struct Workers {

@@ -3,7 +3,7 @@
 //! Never: reads or writes a client's bytes; refuses or quickly resets a connection that comes in.
 //! Invariant: a connection is held by the one server that served when it was handed over, and is
 //! reset before any other server's connections are accepted.
-//! Source: DESIGN section 9. `connect(AF_UNSPEC)` sends a reset even if the holder is stopped.
+//! Source: README.md, "Commands". `connect(AF_UNSPEC)` sends a reset even if the holder is stopped.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};

@@ -2,7 +2,7 @@
 //! Owns: everything that touches the operating system.
 //! Never: decides anything about replication or files; that is the node's.
 //! Invariant: what a node asks for is carried out in the order it asked, or the process ends.
-//! Source: DESIGN sections 6, 9 and 10.
+//! Source: ARCHITECTURE.md.
 
 pub mod admin;
 pub mod aligned;

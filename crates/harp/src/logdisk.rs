@@ -3,7 +3,7 @@
 //! Never: retries a write or a sync that failed (rule 8).
 //! Invariant: a segment that is written is whole, durable under its name and listed: writing to it changes no
 //! metadata, and a short or missing file is never a torn one.
-//! Source: DESIGN section 7, "Log on disk". Measured on ext4 over a virtual disk: one
+//! Source: docs/disk-format-log.md. Measured on ext4 over a virtual disk: one
 //! `O_DIRECT | O_DSYNC` write costs 36 us of CPU at 4 KiB and 43 us at 256 KiB; write + fdatasync
 //! through the page cache 41 and 62. So the segments are opened so, and a sync is free.
 

@@ -2,7 +2,7 @@
 //! Owns: `log/seg-NNNNNNNNNNNN`, named by the segment's number, and `log/segments`, which lists them.
 //! Never: lets go of a segment that a head on disk covers; gives a file its name before it is whole.
 //! Invariant: a segment is listed, durably, before it is written; a listed one that is not there is lost.
-//! Source: DESIGN section 7, "Log on disk", and rule 3.
+//! Source: docs/disk-format-log.md; docs/protocol.md, rule 3.
 //!
 //! A segment that the log no longer needs becomes the next one by a new name: its blocks stay allocated and
 //! written, so that later writes to it change no metadata, and a log takes no more room than it needs.

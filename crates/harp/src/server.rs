@@ -77,7 +77,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
         Contents::Empty | Contents::Unfinished => {
             serverdir::format(config, me, false)?;
             remarks.push(format!(
-                "media loss: {} was empty; formatted anew, to be rebuilt from the other servers",
+                "media loss: {} was empty; formatted anew under another disk id",
                 dir.display()
             ));
         }

@@ -2,7 +2,7 @@
 //! Owns: the merging of roles, the JSON document, the table.
 //! Never: waits longer than [`PATIENCE`] for a server.
 //! Invariant: roles come from the highest formed view that any server reports.
-//! Source: DESIGN section 9.
+//! Source: README.md, "Commands".
 
 use std::fmt::Write;
 use std::time::Duration;

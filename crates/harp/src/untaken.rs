@@ -3,7 +3,7 @@
 //! Never: waits; it looks when it is asked.
 //! Invariant: a reply counts until all of it was acknowledged, so that none of those that a client may still ask
 //! for again leaves the client table.
-//! Source: DESIGN section 3, the client table.
+//! Source: ARCHITECTURE.md, "The client table".
 
 use std::collections::VecDeque;
 use std::ffi::c_int;

@@ -2,7 +2,7 @@
 //! Owns: the group's directory and its formatting, the servers' processes, the clients' address.
 //! Never: touches a server's own directory once the group is formatted.
 //! Invariant: servers end when the supervisor ends, however it ends.
-//! Source: DESIGN section 9.
+//! Source: README.md, "Commands".
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};

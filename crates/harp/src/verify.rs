@@ -2,7 +2,7 @@
 //! Owns: the waiting, the asking, the comparison.
 //! Never: calls copies equal that were not all asked.
 //! Invariant: equal means that every designated copy gave the same digest at one barrier's op.
-//! Source: DESIGN section 9.
+//! Source: README.md, "Commands".
 
 use std::time::{Duration, Instant};
 

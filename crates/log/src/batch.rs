@@ -2,7 +2,7 @@
 //! Owns: the batch header's layout, and reading records back out of batches.
 //! Never: decides whether a log is intact; `recover` does.
 //! Invariant: a batch starts on a block boundary and lies within one segment.
-//! Source: DESIGN rule 3; `docs/disk-format-log.md`.
+//! Source: docs/protocol.md, rule 3; `docs/disk-format-log.md`.
 
 use crate::record::{BadRecord, RawRecord};
 use crate::ring::LogPos;

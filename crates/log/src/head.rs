@@ -3,7 +3,7 @@
 //! Never: chooses when to write one.
 //! Invariant: every change is written to both slots, one after the other, and counts when both are
 //! durable; so a torn write leaves the old or the new head, and one damaged slot takes nothing back.
-//! Source: DESIGN rules 2, 3 and 5; `docs/disk-format-log.md`.
+//! Source: docs/protocol.md, rules 2, 3 and 5; `docs/disk-format-log.md`.
 
 use crate::ring::LogPos;
 

@@ -2,7 +2,7 @@
 //! Owns: the bytes of records and batches, their checksums, what is durable, what may be dropped.
 //! Never: does I/O of its own, knows what a record means.
 //! Invariant: what was durable is found again or its loss is noticed; what is needed is never overwritten.
-//! Source: DESIGN rules 2, 3, 5, 8, 10; bytes in `docs/disk-format-log.md`.
+//! Source: docs/protocol.md, rules 2, 3, 5, 8, 10; bytes in `docs/disk-format-log.md`.
 
 mod batch;
 mod body;

@@ -3,7 +3,7 @@
 //! Never: does I/O; it hands out [`DiskCommand`]s and is told of their completion.
 //! Invariant: no byte is overwritten, in the ring or on disk, that is pinned, unwritten, or covered by
 //! the durable head.
-//! Source: DESIGN rules 3, 8 and 10, section 7.
+//! Source: docs/protocol.md, rules 3, 8 and 10; docs/disk-format-log.md.
 
 use std::collections::VecDeque;
 

@@ -2,7 +2,7 @@
 //! Owns: the record's layout, its checksum and its place in the chain.
 //! Never: looks into a body.
 //! Invariant: a [`RawRecord`] was checked; its length, checksum and padding are right.
-//! Source: DESIGN section 7, "records chained by checksum"; `docs/disk-format-log.md`.
+//! Source: docs/disk-format-log.md; `docs/disk-format-log.md`.
 
 use crate::ring::LogPos;
 

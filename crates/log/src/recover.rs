@@ -2,7 +2,7 @@
 //! Owns: the walk over the batches, and telling a torn tail from damage.
 //! Never: repairs damage; a log that is not intact is only ever replaced.
 //! Invariant: everything that was durable is in a log found intact, and nothing that was not appended.
-//! Source: DESIGN rule 3; `docs/disk-format-log.md`.
+//! Source: docs/protocol.md, rule 3; `docs/disk-format-log.md`.
 
 use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
 use crate::body::{Body, Seam};

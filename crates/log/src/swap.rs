@@ -2,7 +2,7 @@
 //! Owns: what a head says, and when one is written.
 //! Never: cuts a log short; a log is only ever replaced whole, or loses its oldest batches.
 //! Invariant: until a head is durable, everything the head before it covers stays on disk.
-//! Source: DESIGN rules 2, 5 and 10.
+//! Source: docs/protocol.md, rules 2, 5 and 10.
 
 use crate::body::{Body, Seam};
 use crate::disk::DiskCommand;

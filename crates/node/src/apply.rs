@@ -2,7 +2,7 @@
 //! Owns: the shadow's position, freezing, barriers, the pace of checkpoints.
 //! Never: applies beyond what the protocol allows; freezes what may still be dropped into the image.
 //! Invariant: GLB <= LB <= AP <= CP <= FP; a checkpoint ends exactly at an op.
-//! Source: DESIGN section 3 (apply, checkpoint), rule 14.
+//! Source: ARCHITECTURE.md (apply, checkpoint), rule 14.
 
 use harp_log::LogFull;
 use harp_vr::{ConfigurationChange, Op};

@@ -2,7 +2,7 @@
 //! Owns: the order of trust: view file, then log, then image; what is amnesia and what is media loss.
 //! Never: takes a missing file for a first start (rule 4).
 //! Invariant: the raised incarnation is durable before the node speaks.
-//! Source: DESIGN rules 2, 3, 4, 8.
+//! Source: docs/protocol.md, rules 2, 3, 4, 8.
 
 use harp_fs::handle::Volume;
 use harp_fs::shadow::{Shadow, ShadowSettings};
@@ -26,6 +26,8 @@ pub enum BootError {
     Formatted,
     /// No whole view file: this disk remembers no promise (rule 4).
     MediaLoss,
+    /// The view file was written by a newer version.
+    Newer,
     /// The disk belongs to another group.
     OtherGroup {
         /// That group.
@@ -51,6 +53,10 @@ impl std::fmt::Display for BootError {
                 f,
                 "the view file is missing or damaged, so this server may have forgotten promises: move \
                  its directory away; an empty one starts over under a new identity"
+            ),
+            BootError::Newer => write!(
+                f,
+                "the view file was written by a newer version of harp: run that version or a later one"
             ),
             BootError::OtherGroup { found } => {
                 write!(f, "this directory belongs to another group, ")?;
@@ -294,6 +300,9 @@ fn read_view_file(
     disk: &mut dyn LogDisk,
 ) -> Result<(Durable, u64), BootError> {
     let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
+    if slots.iter().flatten().any(|slot| Durable::is_newer(slot)) {
+        return Err(BootError::Newer);
+    }
     let newest = Durable::newest([slots[0].as_deref(), slots[1].as_deref()]);
     let (durable, sequence) = newest.ok_or(BootError::MediaLoss)?;
     if durable.group != settings.group {

@@ -2,7 +2,7 @@
 //! Owns: per client connection the last 256 modifying replies; their rows in the image.
 //! Never: looks at a clock, or at which server runs it: it is a pure function of the records.
 //! Invariant: equal at equal op on every copy; a request's key finds at most one reply.
-//! Source: DESIGN section 3; the Harp paper, section 4.5.
+//! Source: ARCHITECTURE.md; the Harp paper, section 4.5.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;

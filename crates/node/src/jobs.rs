@@ -2,7 +2,7 @@
 //! Owns: turning a frozen generation into a checkpoint, and what the store tells into values.
 //! Never: runs on the server's loop.
 //! Invariant: one checkpoint at a time; a job runs to its end or the process ends.
-//! Source: DESIGN section 3 ("Memory", "Checkpoints").
+//! Source: ARCHITECTURE.md ("Memory", "Checkpoints").
 
 use std::sync::Arc;
 

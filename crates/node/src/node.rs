@@ -2,7 +2,7 @@
 //! Owns: the replica, the log, the shadow, the client table, and the order of a turn.
 //! Never: does I/O, reads a clock, waits.
 //! Invariant: what a reply shows is at or below CP when it leaves.
-//! Source: DESIGN section 3.
+//! Source: ARCHITECTURE.md.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

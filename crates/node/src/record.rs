@@ -2,7 +2,7 @@
 //! Owns: the kinds of records, and the layout of each.
 //! Never: interprets effects; `harp_fs` does.
 //! Invariant: bytes from a disk or a peer give a typed error, never a panic.
-//! Source: DESIGN section 3; docs/disk-format.md.
+//! Source: ARCHITECTURE.md; docs/disk-format.md.
 
 use harp_vr::{ConfigurationChange, SERVERS_MAX, ServerId};
 
@@ -34,7 +34,7 @@ pub struct Stamp {
     pub reply_len: u32,
 }
 
-/// What makes two calls the same request (DESIGN section 3).
+/// What makes two calls the same request (ARCHITECTURE.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestKey {
     /// The client's address, IPv4 mapped into IPv6.

@@ -2,7 +2,7 @@
 //! Owns: connections, calls that wait for the store or for room, replies that wait for CP or the lease.
 //! Never: answers unless this server is primary of a view that all formed; answers above CP.
 //! Invariant: one request is planned at most once, however often it is repeated.
-//! Source: DESIGN section 3; RFC 1813.
+//! Source: ARCHITECTURE.md; RFC 1813.
 
 use std::net::IpAddr;
 

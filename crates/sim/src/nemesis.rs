@@ -1,7 +1,7 @@
 //! The nemesis: what fails when, within what the design promises to ride out.
 //! Owns: the classes of faults, the faults that last, and the judgement whether more can be borne.
 //! Never: takes a log or a disk whose loss the group could not survive.
-//! Source: the fault classes of the project's tests; DESIGN section 5.
+//! Source: the fault classes of the project's tests; docs/protocol.md, "Rules".
 
 use harp_node::log::SlotFile;
 use harp_node::vr::{ServerId, ServerSet, View};

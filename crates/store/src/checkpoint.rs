@@ -2,7 +2,7 @@
 //! Owns: the order data, one sync, one engine commit; and the undoing in memory when it fails.
 //! Never: overwrites a block that the image or a reader uses; retries a failed sync.
 //! Invariant: before the engine commits, all data it will refer to is durable.
-//! Source: the design, sections 3 and 7; rule 8.
+//! Source: ARCHITECTURE.md; docs/disk-format.md; rule 8.
 
 use crate::map_edit::{MapChanges, MapEdit};
 use crate::runs::{BLOCK_INDEX_MAX, map_key};

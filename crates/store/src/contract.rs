@@ -2,7 +2,7 @@
 //! Owns: one list of expectations, written once and run against each engine.
 //! Never: knows which engine it checks.
 //! Invariant: `check_engine` leaves entries behind that `check_reopened` looks for.
-//! Source: the design, section 7, "Metadata engine".
+//! Source: docs/disk-format.md.
 
 use crate::{Engine, Snapshot, StoreError, Table, Walk};
 

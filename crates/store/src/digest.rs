@@ -2,7 +2,7 @@
 //! Owns: the order in which things are hashed.
 //! Never: hashes positions, free space, the identity or the op, in which equal copies differ.
 //! Invariant: equal digests at equal ops mean equal metadata and equal file data.
-//! Source: the design, section 9, `harp verify`.
+//! Source: README.md, `harp verify`.
 
 use crate::reader::{READ_BLOCKS_MAX, check};
 use crate::runs::{Mark, Span, parse_run};

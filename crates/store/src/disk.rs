@@ -2,7 +2,7 @@
 //! Owns: the contract of data segments.
 //! Never: orders writes; only `sync` makes anything durable.
 //! Invariant: what was written before a `sync` that succeeded is there after a crash.
-//! Source: the design, section 7, "File data".
+//! Source: docs/disk-format.md.
 
 use crate::StoreError;
 use std::io::IoSlice;

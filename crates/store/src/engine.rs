@@ -2,7 +2,7 @@
 //! Owns: the contract every metadata engine keeps.
 //! Never: knows files, checksums or what a key means.
 //! Invariant: after a crash exactly the last completed commit is there, whole.
-//! Source: the design, section 7, "Metadata engine".
+//! Source: docs/disk-format.md.
 
 use crate::StoreError;
 

@@ -3,7 +3,7 @@
 //! Never: frees a block itself.
 //! Invariant: a block freed by the commit that began epoch e is handed back only when no reader
 //! of an epoch before e is left.
-//! Source: epoch-based reclamation; the design, section 7.
+//! Source: epoch-based reclamation; docs/disk-format.md.
 
 use crate::Extent;
 use std::collections::{BTreeMap, VecDeque};

@@ -2,7 +2,7 @@
 //! Owns: the one fault type of this crate.
 //! Never: an outcome of a file operation; those belong to the records.
 //! Invariant: a fault after which memory and disk may disagree is `SyncFailed` or `Failed`.
-//! Source: the design's rule 8 (a failed sync is a crash) and section 7 (checksums).
+//! Source: docs/protocol.md, rule 8; docs/disk-format.md.
 
 use std::fmt;
 use std::io;

@@ -3,7 +3,7 @@
 //! checksums, checkpoints, readers.
 //! Never: knows what a file, a directory or a record is; reads a clock; starts a thread.
 //! Invariant: what is durable is exactly the last completed checkpoint.
-//! Source: the design, sections 3 and 7; redirect-on-write as in log-structured file systems.
+//! Source: ARCHITECTURE.md; docs/disk-format.md; redirect-on-write as in log-structured file systems.
 //!
 //! Metadata are opaque keys and values in an [`Engine`]; file data are 4 KiB blocks of numbered
 //! files on a [`Disk`]. A checkpoint writes new data to free space, syncs the disk once, then

@@ -2,7 +2,7 @@
 //! Owns: runs to be put or deleted, laid over the map as it was; the blocks they free.
 //! Never: writes to the engine or the disk.
 //! Invariant: map and changes together never hold two runs over the same block.
-//! Source: the design, section 7; section 3 for cuts.
+//! Source: docs/disk-format.md.
 
 use crate::runs::{
     BLOCK_INDEX_MAX, Mark, RUN_BLOCKS_MAX, Span, hidden, map_key, parse_map_key, parse_run,

@@ -2,7 +2,7 @@
 //! Owns: what is durable, what is only written, and the faults asked for.
 //! Never: reads a clock or draws random numbers; the caller chooses what a crash leaves.
 //! Invariant: `crash` leaves of each unsynced 512-byte sector the old bytes or the new.
-//! Source: the design, section 8.
+//! Source: docs/testing.md.
 
 use crate::{BLOCK_BYTES, Block, Damage, Disk, Extent, Fuse, StoreError};
 use std::collections::BTreeMap;

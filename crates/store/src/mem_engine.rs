@@ -2,7 +2,7 @@
 //! Owns: the entries, as sorted chunks that snapshots share until they change.
 //! Never: touches a disk; what is committed survives by sharing.
 //! Invariant: a commit is applied whole under one lock, after its batch is complete.
-//! Source: the design, section 7: "an ordered map with the same contract".
+//! Source: docs/disk-format.md.
 
 use crate::{
     Batch, Engine, EngineSpace, Entry, Fill, Fuse, KEY_BYTES_MAX, Show, Snapshot, StoreError,

@@ -3,7 +3,7 @@
 //! Never: durable by itself: a reservation is forgotten in a crash, and claimed again by the log
 //! records that name it.
 //! Invariant: a reserved block is handed to nobody else until it is released or taken in.
-//! Source: the design, section 7: large writes go to a data segment first.
+//! Source: docs/disk-format.md.
 
 use crate::store::Shared;
 use crate::{Damage, Disk, Engine, Extent, Store, StoreError};

@@ -2,7 +2,7 @@
 //! Owns: a snapshot and a place among the readers of its epoch.
 //! Never: writes; returns bytes whose checksum it did not check.
 //! Invariant: no block it can see is reused before it is dropped.
-//! Source: the design, section 7.
+//! Source: docs/disk-format.md.
 
 use crate::epochs::Epoch;
 use crate::runs::{BLOCK_INDEX_MAX, Mark, Span, hidden, map_key, parse_run};

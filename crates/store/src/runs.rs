@@ -3,7 +3,7 @@
 //! Never: holds data; overlaps another run of the same file.
 //! Invariant: keyed by its last block, so that the first entry at or after (file, block) is the
 //! run that covers the block, or the next one.
-//! Source: the design, section 7, "File data".
+//! Source: docs/disk-format.md.
 
 use crate::seal::{self, Fields};
 use crate::{Block, Entry, Extent, StoreError, Table};

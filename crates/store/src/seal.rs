@@ -2,7 +2,7 @@
 //! Owns: how a value is wrapped, and the head's bytes.
 //! Never: decides what to do about damage.
 //! Invariant: a sealed value opens only under its own table and key.
-//! Source: the design, section 7: "every value carries a CRC".
+//! Source: docs/disk-format.md.
 
 use crate::{Damage, Snapshot, StoreError, Table};
 

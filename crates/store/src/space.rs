@@ -2,7 +2,7 @@
 //! Owns: two bitmaps in memory, one as durable as the image, one of what must not be handed out.
 //! Never: reads or writes; decides when a freed block's readers have ended.
 //! Invariant: every block used in the image is busy; a busy block is never handed out.
-//! Source: the design, section 7: redirected on write, long contiguous runs.
+//! Source: docs/disk-format.md.
 
 use crate::seal::Fields;
 use crate::{Damage, Extent, StoreError, Table};

@@ -2,7 +2,7 @@
 //! Owns: engine, disk, bitmap, epochs, and the order in which they are locked.
 //! Never: waits for a reader; lets two commits run at once.
 //! Invariant: the state in memory is that of the last completed commit.
-//! Source: the design, section 7.
+//! Source: docs/disk-format.md.
 //!
 //! Locks, in the order they may be taken: `writer` (for a whole commit), `growth` (for a whole
 //! growth of the disk), `state` (for moments).

@@ -2,7 +2,7 @@
 //! Owns: an attempt, the promises it gathered, the three predicates of rule 2.
 //! Never: runs at a witness; forms a view from promises of a disk the adopted history does not name.
 //! Invariant: an attempt's view is the one this server itself promised.
-//! Source: DESIGN rules 2, 9, 12; the Harp paper, section 4.3.
+//! Source: docs/protocol.md, rules 2, 9, 12; the Harp paper, section 4.3.
 
 use crate::message::{Install, Message, Report};
 use crate::planted::Planted;

@@ -2,7 +2,7 @@
 //! Owns: its fields and their bytes.
 //! Never: goes back: promised and formed only grow on one disk.
 //! Invariant: promised >= formed.
-//! Source: DESIGN rules 1 to 4; docs/disk-format.md has the layout.
+//! Source: docs/protocol.md, rules 1 to 4; docs/disk-format.md has the layout.
 
 use crate::codec::{CodecError, Reader, Writer};
 use crate::message::Configuration;
@@ -65,6 +65,12 @@ impl Durable {
         Ok((durable, sequence))
     }
 
+    /// Whether a slot was written whole by a newer version, whose content this one cannot know.
+    pub fn is_newer(slot: &[u8]) -> bool {
+        let Ok(mut r) = Reader::unsealed(slot) else { return false };
+        r.u32() == Ok(MAGIC) && r.u32().is_ok_and(|version| version > VERSION)
+    }
+
     /// The newest content among the two slots; `None` if neither is whole (media loss, rule 4).
     pub fn newest(slots: [Option<&[u8]>; 2]) -> Option<(Durable, u64)> {
         let whole = slots.into_iter().flatten().filter_map(|s| Durable::decode(s).ok());
@@ -100,5 +106,19 @@ mod tests {
         torn[40] ^= 1;
         assert_eq!(Durable::newest([Some(&a), Some(&torn)]), Some((old, 1)));
         assert_eq!(Durable::newest([None, Some(&torn)]), None);
+    }
+
+    #[test]
+    fn a_newer_version_is_not_taken_for_damage() {
+        let slot = |version| {
+            let mut w = Writer::default();
+            w.u32(MAGIC).u32(version).bytes(b"what a later version keeps");
+            w.sealed()
+        };
+        assert!(Durable::is_newer(&slot(VERSION + 1)));
+        assert!(!Durable::is_newer(&slot(VERSION)));
+        let mut damaged = slot(VERSION + 1);
+        *damaged.last_mut().expect("not empty") ^= 1;
+        assert!(!Durable::is_newer(&damaged));
     }
 }

@@ -2,7 +2,7 @@
 //! Owns: what is answered to a coordinator and to a primary.
 //! Never: promises anything that is not on disk; acknowledges a record in a view below its promise.
 //! Invariant: phase 2 is carried out once per view: it equals the promised view and lies above the formed one.
-//! Source: DESIGN rules 1, 2, 5, 6; the Harp paper, section 4.3.
+//! Source: docs/protocol.md, rules 1, 2, 5, 6; the Harp paper, section 4.3.
 
 use crate::message::{Install, Message, Prepare, PrepareOk};
 use crate::planted::Planted;

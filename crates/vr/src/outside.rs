@@ -2,7 +2,7 @@
 //! Owns: presence, the staged log's progress (learner and standby witness), the watch over the primary.
 //! Never: counts for anything with what it gathers here; only committed records are gathered.
 //! Invariant: the staged log is a prefix of committed history up to `committed`.
-//! Source: DESIGN rules 9, 10, 12; the Harp paper, section 4.3 ("warm" witness).
+//! Source: docs/protocol.md, rules 9, 10, 12; the Harp paper, section 4.3 ("warm" witness).
 
 use crate::message::{Message, Past, Presence};
 use crate::replica::{Action, LogFacts, Records, Replica, Running, Stage};

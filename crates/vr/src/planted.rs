@@ -2,7 +2,7 @@
 //! Owns: the list. The code asks [`crate::Replica::planted`] at the one place that each variant breaks.
 //! Never: set in production; `harp` has no way to name one.
 
-/// One rule of DESIGN section 4, broken in one place.
+/// One rule of docs/protocol.md, "Rules", broken in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Planted {
     /// Rule 1: a promise leaves before the view file is durable.

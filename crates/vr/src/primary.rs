@@ -2,7 +2,7 @@
 //! Owns: each member's place in the log, CP, GLB, the lease.
 //! Never: commits before all members formed the view, or while an earlier primary may hold a lease.
 //! Invariant: CP <= the durable log of every member, the primary's own included.
-//! Source: DESIGN section 3 and rules 2, 7, 10, 12; the Harp paper, section 4.2.
+//! Source: docs/protocol.md, rules 2, 7, 10, 12; the Harp paper, section 4.2.
 
 use crate::message::{Message, Prepare, PrepareOk};
 use crate::outside::PHASE_TWO_TIMEOUTS;

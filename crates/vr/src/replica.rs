@@ -1,8 +1,8 @@
 //! One server's part in the protocol: its state, and the events that reach it.
 //! Owns: promised and formed view, the stage it is in, the pointers, what it knows of its peers.
 //! Never: holds records; it knows the log by its ends only, and is told when they move.
-//! Invariant: promised >= formed; copies GLB <= LB <= AP <= CP <= FP (DESIGN section 2).
-//! Source: the Harp paper, section 4; DESIGN section 4.
+//! Invariant: promised >= formed; copies GLB <= LB <= AP <= CP <= FP (docs/protocol.md, "Glossary").
+//! Source: the Harp paper, section 4; docs/protocol.md, "Rules".
 
 use crate::coordinator::Attempt;
 use crate::durable::Durable;

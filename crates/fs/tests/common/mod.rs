@@ -2,7 +2,7 @@
 //! Owns: the log, fetching, checkpoints, forgetting; what a node does around this crate.
 //! Never: judges an outcome; the tests do.
 //! Invariant: both copies apply the same bytes of the same log.
-//! Source: the design, section 3.
+//! Source: ARCHITECTURE.md.
 
 #![allow(dead_code)] // each test program uses a part of it
 
