@@ -25,7 +25,7 @@ use crate::serve::{Awaiting, Conn, Held, Waiting};
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
 /// Objects moved from the last checkpoint into the cache in one turn at most.
-const DRAIN_PER_TURN: usize = 512;
+const DRAIN_PER_TURN: usize = 128;
 /// The id of fetches that no call waits for.
 pub(crate) const FILTER_FETCH: u64 = 0;
 
