@@ -164,29 +164,50 @@ impl DiskCommand {
     }
 }
 
-/// Carries out one server's commands, and none for the log after one of them failed: what was ordered
+/// Why no command of the log is carried out any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// A write or sync failed.
+    Failed,
+    /// There was no room for a write.
+    NoRoom,
+}
+
+/// Carries out one server's commands, and none for the log after one of them was not done: what was ordered
 /// behind it relies on it (rule 8). The view file is still written, to say so.
 #[derive(Debug, Default)]
 pub struct DiskRunner {
-    failed: bool,
+    ended: Option<Ended>,
 }
 
 impl DiskRunner {
-    /// Carries `command` out, or refuses it.
-    pub fn run(&mut self, command: DiskCommand, disk: &mut dyn LogDisk, ring: &Ring) -> DiskDone {
-        let of_log = match &command {
+    /// Whether `command` would not even be tried.
+    pub fn refuses(&self, command: &DiskCommand) -> bool {
+        let of_log = match command {
             DiskCommand::Write { .. } => true,
             DiskCommand::Slot { file, .. } => *file == SlotFile::LogHead,
             DiskCommand::Read { .. } => false,
         };
-        if of_log && self.failed {
-            let what = "not tried, since an earlier write of the log failed".into();
+        of_log && self.ended.is_some()
+    }
+
+    /// Carries `command` out, or refuses it.
+    pub fn run(&mut self, command: DiskCommand, disk: &mut dyn LogDisk, ring: &Ring) -> DiskDone {
+        if self.refuses(&command) {
+            let what = "not tried, since an earlier command of the log was not done".into();
             let error = DiskError { what, os_code: None };
-            return DiskDone::Failed { file: None, read: false, error };
+            return match self.ended {
+                Some(Ended::NoRoom) => DiskDone::Unprepared { error },
+                _ => DiskDone::Failed { file: None, read: false, error },
+            };
         }
         let done = command.run(disk, ring);
-        let failed = matches!(done, DiskDone::Failed { .. } | DiskDone::Unprepared { .. });
-        self.failed |= of_log && failed;
+        self.ended = match &done {
+            DiskDone::Unprepared { .. } => Some(Ended::NoRoom),
+            DiskDone::Failed { file: Some(SlotFile::View), .. } => self.ended,
+            DiskDone::Failed { read: false, .. } => Some(Ended::Failed),
+            _ => self.ended,
+        };
         done
     }
 }
@@ -245,5 +266,47 @@ mod tests {
         assert!(failed(runner.run(slot(SlotFile::LogHead), &mut disk, &ring)));
         assert!(!failed(runner.run(slot(SlotFile::View), &mut disk, &ring)));
         assert_eq!((disk.syncs, disk.heads, disk.views), (1, 0, 1));
+    }
+
+    /// Has no room.
+    struct Full;
+
+    impl LogDisk for Full {
+        fn read(&mut self, _: LogPos, _: &mut [u8]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn prepare(&mut self, _: LogPos) -> Result<(), DiskError> {
+            Err(DiskError { what: "make room".into(), os_code: Some(28) })
+        }
+        fn write(&mut self, _: LogPos, _: &[u8]) -> Result<(), DiskError> {
+            panic!("a write without room")
+        }
+        fn sync(&mut self) -> Result<(), DiskError> {
+            panic!("a sync of nothing")
+        }
+        fn lost_segment(&mut self, _: LogPos) -> Result<Option<String>, DiskError> {
+            Ok(None)
+        }
+        fn read_slot(&mut self, _: SlotFile, _: usize) -> Result<Option<Vec<u8>>, DiskError> {
+            Ok(None)
+        }
+        fn write_slot(&mut self, file: SlotFile, _: usize, _: &[u8]) -> Result<(), DiskError> {
+            assert_eq!(file, SlotFile::View, "a head may say what was not written");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_log_is_written_once_there_was_no_room_and_nothing_has_failed() {
+        let (mut disk, ring) = (Full, Ring::on_heap(8192));
+        let mut runner = DiskRunner::default();
+        let write = DiskCommand::Write { at: LogPos(0), bytes: 4096, sync: true };
+        let slot = |file| DiskCommand::Slot { file, sequence: 1, bytes: vec![1] };
+        let unprepared = |done: DiskDone| matches!(done, DiskDone::Unprepared { .. });
+        assert!(unprepared(runner.run(write.clone(), &mut disk, &ring)));
+        assert!(unprepared(runner.run(slot(SlotFile::LogHead), &mut disk, &ring)));
+        assert!(unprepared(runner.run(write, &mut disk, &ring)));
+        let done = runner.run(slot(SlotFile::View), &mut disk, &ring);
+        assert!(matches!(done, DiskDone::Slot { .. }));
     }
 }

@@ -263,13 +263,16 @@ impl Node {
                 }
             }
             DiskDone::Unprepared { error } => {
-                // Nothing was written: the log is whole, and is when there is room again.
+                // Nothing was written: the log is whole, and still is when there is room again. It must not be
+                // marked void by what comes after.
+                self.failing = true;
+                self.actions.clear();
                 let why = format!("there is no room for the log: {error}");
                 return out.notices.push(Notice::Fatal { why });
             }
             DiskDone::Read { token, at, bytes } => return self.on_read(token, at, bytes, out),
             DiskDone::Slot { file: SlotFile::View, sequence } if self.failing => {
-                if sequence == self.replica.persisting() {
+                if sequence == self.replica.persisting() && self.replica.durable().log_void {
                     let why = "a write to the log failed; it is marked not intact".into();
                     out.notices.push(Notice::Fatal { why });
                 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use harp_node::log::{DiskCommand, DiskDone, Ring};
+use harp_node::log::{DiskCommand, DiskDone, DiskRunner, Ring};
 use harp_node::vr::{Nanos, ServerId};
 use harp_node::{ConnId, Node, Output, StoreDone, StoreJob};
 
@@ -51,6 +51,8 @@ pub struct Process {
     pub inbox: Vec<Incoming>,
     /// Disk commands, the one under way first.
     pub commands: VecDeque<DiskCommand>,
+    /// Carries them out.
+    pub runner: DiskRunner,
     /// Store jobs, the one under way first.
     pub lanes: [VecDeque<StoreJob>; LANES],
     /// When its next turn is due.
@@ -80,6 +82,7 @@ impl Process {
             out: Output::default(),
             inbox: Vec::new(),
             commands: VecDeque::new(),
+            runner: DiskRunner::default(),
             lanes: Default::default(),
             turn_at: None,
             busy_until: now,

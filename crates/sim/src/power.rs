@@ -111,6 +111,9 @@ fn leave_command(process: &Process, host: &mut crate::host::Host, power: bool, r
     // A failure that nobody was told of leaves a cache that lies; no server can survive that.
     host.disk.failing = None;
     let Some(command) = process.commands.front() else { return };
+    if process.runner.refuses(command) {
+        return;
+    }
     match command {
         DiskCommand::Write { at, bytes, .. } => {
             let bytes = host.ring.bytes(*at, *bytes);

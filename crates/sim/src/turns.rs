@@ -343,7 +343,7 @@ impl World {
             DiskCommand::Slot { file: SlotFile::View, bytes, .. } => glue::view_slot(bytes),
             _ => None,
         };
-        let done = command.run(&mut host.disk, &host.ring);
+        let done = process.runner.run(command, &mut host.disk, &host.ring);
         if let (Some(durable), DiskDone::Slot { .. }) = (view, &done) {
             self.observer.view_written(server, &durable)?;
         }
