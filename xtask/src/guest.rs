@@ -62,15 +62,15 @@ ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 ip route add default via 10.0.2.2
 options=trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose
-mkdir -p /host /memory /root
+mkdir -p /host /memory /system
 mount -t 9p -o $options host /host
 mount -t tmpfs tmpfs /memory
 mkdir /memory/upper /memory/work
-mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work overlay /root
-mkdir -p /root/job /root/mnt/nfs /root/mnt/disk
-mount -t 9p -o $options job /root/job
-for each in proc sys dev; do mount --bind /$each /root/$each; done
-chroot /root /bin/bash /job/script
+mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work overlay /system
+mkdir -p /system/job /system/mnt/nfs /system/mnt/disk
+mount -t 9p -o $options job /system/job
+for each in proc sys dev; do mount --bind /$each /system/$each; done
+chroot /system /bin/bash /job/script
 echo "guest-exit $?"
 sync
 poweroff -f

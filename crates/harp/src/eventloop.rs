@@ -213,18 +213,14 @@ impl EventLoop {
         match ready.source {
             Source::Client(conn) => self.clients.on_ready(ready, ConnId(conn), node, out, poller),
             Source::Peer(index) => {
-                let now = clock::now();
-                links.on_peer(ready, index as usize, now.steady, poller, |from, frame| {
+                links.on_peer(ready, index as usize, clock::steady(), poller, |from, frame| {
                     // Read once the frame is here: a lease promised by it counts from its receipt (rule 7).
-                    let now = clock::now();
-                    node.step(now, Event::Peer { from, frame }, out);
+                    node.step(clock::now(), Event::Peer { from, frame }, out);
                 });
             }
             Source::Greeting(slot) => {
-                let now = clock::now();
-                links.on_greeting(slot as usize, now.steady, poller, |from, frame| {
-                    let now = clock::now();
-                    node.step(now, Event::Peer { from, frame }, out);
+                links.on_greeting(slot as usize, clock::steady(), poller, |from, frame| {
+                    node.step(clock::now(), Event::Peer { from, frame }, out);
                 });
             }
             Source::PeerListener => links.on_listener(clock::steady(), poller),

@@ -2,11 +2,12 @@
 //! Owns: a toy log (one number per op) and the carrying out of actions.
 //! Never: loses, delays or reorders a message by itself; the simulator does that with whole nodes.
 
+mod common;
+
 use std::collections::VecDeque;
 
+use common::{MS, settings};
 use harp_vr::*;
-
-const MS: u64 = 1_000_000;
 
 struct Server {
     replica: Replica,
@@ -26,19 +27,6 @@ struct Cluster {
     servers: Vec<Server>,
     now: Nanos,
     cut: Vec<(u8, u8)>,
-}
-
-fn settings(shape: Shape, me: ServerId) -> Settings {
-    Settings {
-        shape,
-        me,
-        heartbeat: 10 * MS,
-        failure_timeout: 100 * MS,
-        lease: 60 * MS,
-        clock_drift_ppm: 200,
-        ack_received: false,
-        planted: None,
-    }
 }
 
 fn facts(log: &[(u64, u64)], begin: u64) -> LogFacts {

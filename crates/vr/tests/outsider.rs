@@ -1,8 +1,10 @@
 //! A server outside of the running view: what it may take in of it, and what it promises for that.
 
+mod common;
+
+use common::{MS, settings};
 use harp_vr::*;
 
-const MS: u64 = 1_000_000;
 const N: u8 = 2;
 const PRIMARY: ServerId = ServerId(1);
 const CUT_OFF: ServerId = ServerId(0);
@@ -31,16 +33,6 @@ fn outsider() -> Replica {
         log_void: false,
         configuration: configuration(),
     };
-    let settings = Settings {
-        shape,
-        me: ME,
-        heartbeat: 10 * MS,
-        failure_timeout: 100 * MS,
-        lease: 60 * MS,
-        clock_drift_ppm: 200,
-        ack_received: false,
-        planted: None,
-    };
     let start = Start {
         durable,
         persist_sequence: 0,
@@ -51,7 +43,7 @@ fn outsider() -> Replica {
         cp: Op(0),
         image: None,
     };
-    Replica::new(settings, start, Nanos(MS))
+    Replica::new(settings(shape, ME), start, Nanos(MS))
 }
 
 /// `message` arrives at the outsider; what it wants done about it and about the time.
