@@ -73,7 +73,13 @@ fn checkpoint<'d>(
     metadata: &mut Metadata<'_>,
     blocks: &mut dyn Iterator<Item = BlockWrite<'d>>,
 ) -> Result<CheckpointReport, StoreError> {
-    store.checkpoint(Checkpoint { op, cuts: &[], metadata: &mut |sink| metadata(sink), blocks })
+    store.checkpoint(Checkpoint {
+        op,
+        cuts: &[],
+        metadata: &mut |sink| metadata(sink),
+        blocks,
+        pause: &|| (),
+    })
 }
 
 fn creates(store: &FileStore, op: u64, first: u64, random: bool) -> Result<(), StoreError> {

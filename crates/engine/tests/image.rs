@@ -65,6 +65,7 @@ impl Change {
                 sink.extend(self.metadata.iter().map(|(k, v)| (&k[..], v.as_deref())))
             },
             blocks: &mut blocks,
+            pause: &|| (),
         });
         report.expect("there is room");
     }

@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use harp_node::log::{BATCH_HEADER_BYTES, RECORD_BYTES_MAX};
 use harp_node::vr::{ServerId, Shape};
 use harp_node::{Durability, Settings};
 use rustix::fs::{FlockOperation, flock};
@@ -27,6 +28,8 @@ pub const FILE_NAME: &str = "harp.toml";
 pub const UNFINISHED_NAME: &str = "harp.toml.new";
 /// Bytes of a configuration file at most.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// The shortest segment that the longest record fits into.
+const SEGMENT_MIN: u64 = ((RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).next_power_of_two();
 
 /// What can be tuned. Sizes in bytes, times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,7 +230,7 @@ impl Checker<'_> {
         // A heartbeat may be lost without a server counting as failed; a lease ends before that.
         let below = failure_timeout_ms - 1;
         let segment_bytes =
-            self.power_of_two("settings.segment_bytes", &raw.segment_bytes, 1 << 20..=1 << 30)?;
+            self.power_of_two("settings.segment_bytes", &raw.segment_bytes, SEGMENT_MIN..=1 << 30)?;
         let ring = 2 * segment_bytes..=64 << 30;
         Ok(Tuning {
             heartbeat_ms: self.number(
@@ -575,6 +578,7 @@ mod tests {
             ("lease_ms = 140", "lease_ms = 180", "settings.lease_ms"),
             ("heartbeat_ms = 20", "heartbeat_ms = -1", "settings.heartbeat_ms"),
             ("ring_bytes = 268435456", "ring_bytes = 268435457", "settings.ring_bytes"),
+            ("segment_bytes = 67108864", "segment_bytes = 1048576", "settings.segment_bytes"),
             ("segments_max = 128", "segments_max = ", "settings.segments_max"),
         ];
         for (right, wrong, want) in cases {

@@ -204,6 +204,10 @@ impl EventLoop {
             std::thread::yield_now();
             now = clock::steady();
         }
+        if until <= began {
+            // What is left to do can wait for those that somebody waits for.
+            std::thread::yield_now();
+        }
         self.parts.poller.wait(now, Some(until))
     }
 

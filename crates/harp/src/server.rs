@@ -27,7 +27,7 @@ use crate::logdisk::FileLogDisk;
 use crate::poller::Poller;
 use crate::ringmem::RingMapping;
 use crate::serverdir::{self, Contents};
-use crate::worker::{Bell, Pace, Worker};
+use crate::worker::{Bell, Courtesy, Pace, Worker};
 
 /// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
 pub fn signals() -> Result<OwnedFd, HarpError> {
@@ -163,7 +163,8 @@ fn start_workers(
         Some(image) => {
             let start = |name, pace| {
                 let (image, ring) = (image.clone(), ring.clone());
-                let run = move |job: StoreJob| job.run(&image, &ring);
+                let courtesy = Courtesy::default();
+                let run = move |job: StoreJob| job.run(&image, &ring, &|| courtesy.pause());
                 Worker::start(name, bell.clone(), pace, run)
             };
             let fetch = start("harp-fetch", Pace::Prompt)?;

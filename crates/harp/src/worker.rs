@@ -4,16 +4,19 @@
 //! Invariant: jobs are done in the order given, each once; the loop is woken once for a batch of
 //! results, through one eventfd that all workers share.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use harp_node::vr::Nanos;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 
+use crate::clock;
 use crate::error::HarpError;
 
 /// Whether somebody waits for a thread.
@@ -35,6 +38,31 @@ impl Pace {
             // Refused: slower under load, nothing worse.
             let _ = setpriority_process(Some(gettid()), BACKGROUND_NICE);
         }
+    }
+}
+
+/// A long job works this long (nanoseconds) before it lets others go first.
+const PIECE: u64 = 50_000;
+
+/// How a long job leaves the processor to those that somebody waits for. A scheduler that lets a thread finish
+/// its slice, whatever its nice value, makes a loop on the same processor wait for milliseconds.
+#[derive(Debug, Default)]
+pub struct Courtesy {
+    /// It may work until then.
+    until: Cell<Nanos>,
+}
+
+impl Courtesy {
+    /// Called between small pieces of work. What it waited for is made up for in part, so that a long job gets
+    /// on even where others never rest.
+    pub fn pause(&self) {
+        let began = clock::steady();
+        if began < self.until.get() {
+            return;
+        }
+        std::thread::yield_now();
+        let now = clock::steady();
+        self.until.set(now.plus(PIECE.max(now.since(began) / 4)));
     }
 }
 

@@ -279,6 +279,7 @@ impl Node {
             gather: Default::default(),
             gather_until: None,
             write_since: None,
+            fed: false,
             mark_since: None,
             adopting: None,
             stage_wanted: None,

@@ -67,13 +67,19 @@ impl StoreJob {
         matches!(self.0, Work::Fetch { .. })
     }
 
-    /// Carries the job out.
-    pub fn run<E: Engine, D: Disk>(self, store: &Store<E, D>, ring: &Ring) -> StoreDone {
+    /// Carries the job out. A checkpoint calls `pause` between small pieces of its work, so that the thread can
+    /// let others go first.
+    pub fn run<E: Engine, D: Disk>(
+        self,
+        store: &Store<E, D>,
+        ring: &Ring,
+        pause: &dyn Fn(),
+    ) -> StoreDone {
         StoreDone(match self.0 {
             Work::Fetch { id, needs } => Done::Fetched { id, fetched: fetch(store, &needs) },
             Work::Checkpoint { op, generation, rows, configuration } => {
-                let result = checkpoint(store, ring, op, &generation, &rows, &configuration);
-                Done::Checkpointed { op, result }
+                let frozen = Frozen { op, generation, rows, configuration };
+                Done::Checkpointed { op, result: frozen.checkpoint(store, ring, pause) }
             }
             Work::Digest { op } => Done::Digested { op, result: digest(store, op) },
             Work::Reload => Done::Reloaded(image_state(store)),
@@ -166,42 +172,51 @@ impl From<ImageError> for JobError {
     }
 }
 
-fn checkpoint<E: Engine, D: Disk>(
-    store: &Store<E, D>,
-    ring: &Ring,
+/// What a checkpoint puts into the image.
+struct Frozen {
     op: u64,
-    generation: &Generation,
-    rows: &[Row],
-    configuration: &[u8],
-) -> Result<(), JobError> {
-    let base = Image(store.reader()?);
-    let log = RingBytes(ring.clone());
-    let cuts: Vec<Cut> =
-        generation.cuts().into_iter().map(|(file, first)| Cut { file, first }).collect();
-    let blocks = generation.blocks(&log, &base)?;
-    let mut writes = blocks.iter().map(|out| BlockWrite {
-        file: out.ino,
-        block: out.block,
-        content: Content::Checked(out.data, out.crc),
-    });
-    // What stops the rows in the middle: the commit is given up, and this says why.
-    let mut trouble: Option<JobError> = None;
-    let mut metadata = |sink: &mut MetadataSink<'_>| {
-        let given_up = put_rows(generation, &base, sink);
-        if let Err(error) = given_up {
-            trouble = Some(error);
-            return Err(StoreError::value(Table::Meta, CONFIGURATION_KEY));
+    generation: Arc<Generation>,
+    rows: Vec<Row>,
+    configuration: Vec<u8>,
+}
+
+impl Frozen {
+    fn checkpoint<E: Engine, D: Disk>(
+        &self,
+        store: &Store<E, D>,
+        ring: &Ring,
+        pause: &dyn Fn(),
+    ) -> Result<(), JobError> {
+        let Frozen { op, generation, rows, configuration } = self;
+        let base = Image(store.reader()?);
+        let log = RingBytes(ring.clone());
+        let cuts: Vec<Cut> =
+            generation.cuts().into_iter().map(|(file, first)| Cut { file, first }).collect();
+        let blocks = generation.blocks(&log, &base)?;
+        let mut writes = blocks.iter().map(|out| BlockWrite {
+            file: out.ino,
+            block: out.block,
+            content: Content::Checked(out.data, out.crc),
+        });
+        // What stops the rows in the middle: the commit is given up, and this says why.
+        let mut trouble: Option<JobError> = None;
+        let mut metadata = |sink: &mut MetadataSink<'_>| {
+            let given_up = put_rows(generation, &base, sink);
+            if let Err(error) = given_up {
+                trouble = Some(error);
+                return Err(StoreError::value(Table::Meta, CONFIGURATION_KEY));
+            }
+            // The rows of the node lie above those of the file system.
+            sink.extend(rows.iter().map(|(key, value)| (&key[..], value.as_deref())))?;
+            sink.put(CONFIGURATION_KEY, configuration)
+        };
+        let (metadata, blocks) = (&mut metadata, &mut writes);
+        let result = store.checkpoint(Checkpoint { op: *op, cuts: &cuts, metadata, blocks, pause });
+        match (trouble, result) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) => Err(error.into()),
+            (None, Ok(_)) => Ok(()),
         }
-        // The rows of the node lie above those of the file system.
-        sink.extend(rows.iter().map(|(key, value)| (&key[..], value.as_deref())))?;
-        sink.put(CONFIGURATION_KEY, configuration)
-    };
-    let checkpoint = Checkpoint { op, cuts: &cuts, metadata: &mut metadata, blocks: &mut writes };
-    let result = store.checkpoint(checkpoint);
-    match (trouble, result) {
-        (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(error.into()),
-        (None, Ok(_)) => Ok(()),
     }
 }
 

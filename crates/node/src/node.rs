@@ -24,8 +24,10 @@ use crate::serve::{Awaiting, Conn, Held, Waiting};
 
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
-/// Objects moved from the last checkpoint into the cache in one turn at most.
-const DRAIN_PER_TURN: usize = 128;
+/// Objects moved from the last checkpoint into the cache in a turn in which nothing else happened.
+const DRAIN_IDLE: usize = 32;
+/// And in others, whose end somebody waits for.
+const DRAIN_BUSY: usize = 8;
 /// The id of fetches that no call waits for.
 pub(crate) const FILTER_FETCH: u64 = 0;
 
@@ -105,6 +107,8 @@ pub struct Node {
     pub(crate) next_read: u64,
     pub(crate) verify: Option<u64>,
     pub(crate) next_tick: Nanos,
+    /// Something happened in this turn.
+    pub(crate) fed: bool,
 }
 
 /// A log on its way to a tag.
@@ -124,6 +128,7 @@ impl Node {
         if self.failing && !matches!(event, Event::Disk(_)) {
             return; // rule 8: it only waits for the view file to say so
         }
+        self.fed |= !matches!(event, Event::Tick);
         match event {
             Event::Tick => {}
             Event::ConnOpened { conn, address, port } => self.on_conn_opened(conn, address, port),
@@ -520,7 +525,8 @@ impl Node {
         if copy.reloading {
             return;
         }
-        copy.draining = copy.shadow.drain(DRAIN_PER_TURN, &self.bytes);
+        let objects = if std::mem::take(&mut self.fed) { DRAIN_BUSY } else { DRAIN_IDLE };
+        copy.draining = copy.shadow.drain(objects, &self.bytes);
         if !copy.filling
             && let Some(need) = copy.shadow.wanted()
         {

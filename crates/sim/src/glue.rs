@@ -129,7 +129,7 @@ pub fn boot(
 
 /// Carries a store job out.
 pub fn run_job(job: StoreJob, store: &OpenStore, ring: &Ring) -> StoreDone {
-    job.run(store, ring)
+    job.run(store, ring, &|| ())
 }
 
 /// What the view file on this disk says.

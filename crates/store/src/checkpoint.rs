@@ -68,6 +68,8 @@ pub struct Checkpoint<'a, 'd> {
     pub metadata: &'a mut Metadata<'a>,
     /// Blocks, in ascending order of file and block.
     pub blocks: &'a mut dyn Iterator<Item = BlockWrite<'d>>,
+    /// Called between pieces of work of a few microseconds each, so that the caller can let others go first.
+    pub pause: &'a dyn Fn(),
 }
 
 /// What a commit did.
@@ -97,6 +99,7 @@ pub struct MetadataSink<'b> {
     sealed: &'b mut Vec<u8>,
     last_key: &'b mut Vec<u8>,
     report: &'b mut CheckpointReport,
+    pause: &'b dyn Fn(),
 }
 
 impl MetadataSink<'_> {
@@ -105,6 +108,7 @@ impl MetadataSink<'_> {
         assert!(&**self.last_key < key, "metadata out of order");
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
+        (self.pause)();
         self.report.entries += 1;
         self.report.entry_bytes += (key.len() + value_bytes) as u64;
     }
@@ -159,7 +163,8 @@ impl<E: Engine, D: Disk> Store<E, D> {
     ) -> Result<CheckpointReport, StoreError> {
         let mut writer = self.shared.writer();
         assert!(!self.complete(), "a complete image is not loaded over");
-        let checkpoint = Checkpoint { op: self.op(), cuts: &[], metadata, blocks };
+        let op = self.op();
+        let checkpoint = Checkpoint { op, cuts: &[], metadata, blocks, pause: &|| () };
         let commit = Commit { complete: false, moves: false, checkpoint };
         self.shared.note(commit.run(&self.shared, &mut writer))
     }
@@ -182,6 +187,7 @@ impl<E: Engine, D: Disk> Store<E, D> {
             cuts: &[],
             metadata: &mut |_| Ok(()),
             blocks: &mut std::iter::once(write),
+            pause: &|| (),
         };
         let commit = Commit { complete, moves: false, checkpoint };
         self.shared.note(commit.run(&self.shared, &mut writer))?;
@@ -235,7 +241,7 @@ impl Commit<'_, '_> {
         taken: &mut Taken,
     ) -> Result<CheckpointReport, StoreError> {
         let Commit { complete, moves, checkpoint } = self;
-        let Checkpoint { op, cuts, metadata, blocks } = checkpoint;
+        let Checkpoint { op, cuts, metadata, blocks, pause } = checkpoint;
         let mut report = CheckpointReport { op, ..CheckpointReport::default() };
         let view = shared.engine.snapshot()?;
         let mut edit = MapEdit::new(&view, op, writer.marks.clone());
@@ -247,6 +253,7 @@ impl Commit<'_, '_> {
         if moves {
             edit.free_hidden(limits.cut_later_runs_max - runs_freed)?;
         }
+        let blocks = &mut blocks.inspect(|_| pause());
         write_blocks(shared, &mut edit, blocks, taken, &mut report)?;
         let changes = edit.finish();
         drop(view);
@@ -256,7 +263,7 @@ impl Commit<'_, '_> {
         let pages = turn_image(shared, taken, &changes.freed);
         let head = Head { complete, op, cut_marks: changes.marks.len() as u64 };
         let committed = shared.engine.commit(&mut |batch| {
-            let said = Said { head, changes: &changes, pages: &pages };
+            let said = Said { head, changes: &changes, pages: &pages, pause };
             said.put_all(shared, writer, batch, metadata, &mut report)
         });
         if let Err(error) = committed {
@@ -415,6 +422,7 @@ struct Said<'c> {
     changes: &'c MapChanges,
     /// Pages of the bitmap that changed.
     pages: &'c BTreeSet<u64>,
+    pause: &'c dyn Fn(),
 }
 
 impl Said<'_> {
@@ -430,7 +438,7 @@ impl Said<'_> {
         let Writer { sealed, last_key, .. } = writer;
         put(batch, sealed, Table::Head, HEAD_KEY, &self.head.encode())?;
         last_key.clear();
-        metadata(&mut MetadataSink { batch, sealed, last_key, report })?;
+        metadata(&mut MetadataSink { batch, sealed, last_key, report, pause: self.pause })?;
         self.put_map(writer, batch, report)?;
         let sealed = &mut writer.sealed;
         let mut bytes = [0; PAGE_BYTES];
@@ -454,6 +462,7 @@ impl Said<'_> {
     ) -> Result<(), StoreError> {
         let Writer { value, sealed, .. } = writer;
         for ((file, last), run) in self.changes.runs() {
+            (self.pause)();
             report.runs += 1;
             let key = map_key(file, last);
             match run {

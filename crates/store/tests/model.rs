@@ -114,6 +114,7 @@ impl Change {
             cuts: &self.cuts,
             metadata: &mut |sink| sink.extend(pairs.clone().map(|(k, v)| (&k[..], v.as_deref()))),
             blocks: &mut blocks,
+            pause: &|| (),
         })
     }
 }
@@ -505,6 +506,7 @@ fn placed_blocks_are_taken_in_and_claimed_again_after_a_crash() {
         cuts: &[],
         metadata: &mut |_| Ok(()),
         blocks: &mut blocks,
+        pause: &|| (),
     });
     assert_eq!(report.unwrap().data_bytes, 0);
     for position in &places[15..] {
