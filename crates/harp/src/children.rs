@@ -30,7 +30,7 @@ pub struct Pauses {
 impl Default for Pauses {
     fn default() -> Pauses {
         let second = 1000 * NANOS_PER_MS;
-        Pauses { first: second, longest: 8 * second, forgiven: 30 * second }
+        Pauses { first: second, longest: 30 * second, forgiven: 5 * second }
     }
 }
 
@@ -225,8 +225,8 @@ mod tests {
             last = Some(pauses.after(second, last));
             seen.extend(last.map(|pause| pause / second));
         }
-        assert_eq!(seen, [1, 2, 4, 8, 8, 8, 8]);
-        assert_eq!(pauses.after(30 * second, last), second);
+        assert_eq!(seen, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(pauses.after(5 * second, last), second);
     }
 
     #[test]
