@@ -4,92 +4,13 @@
 //! is reset and a new one is answered by the other copy; the killed server comes back as primary;
 //! SIGTERM ends everything with exit 0; a second `up` goes on with the same group.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+mod common;
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
-/// How long anything may take before the test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Group {
-    dir: PathBuf,
-    up: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    nfs: SocketAddr,
-}
-
-fn harp() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_harp"))
-}
-
-impl Group {
-    fn start(dir: &Path) -> Group {
-        let mut up = harp()
-            .args(["up", "--nfs", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--dir"])
-            .arg(dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("harp up starts");
-        let stdout = up.stdout.take().expect("piped");
-        let mut lines = BufReader::new(stdout).lines();
-        let mut port = None;
-        loop {
-            let line = lines.next().expect("harp up goes on").expect("text");
-            if let Some((_, rest)) = line.split_once("nfsport=") {
-                port = rest.split('&').next().and_then(|port| port.parse().ok());
-            }
-            if line == "ready" {
-                break;
-            }
-        }
-        let port: u16 = port.expect("the URL names the port");
-        Group { dir: dir.to_path_buf(), up, lines, nfs: ([127, 0, 0, 1], port).into() }
-    }
-
-    fn status(&self) -> Value {
-        let output = harp().args(["status", "--json", "--dir"]).arg(&self.dir).output();
-        let output = output.expect("harp status runs");
-        assert!(output.status.success(), "{output:?}");
-        let document: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        document["groups"][0].clone()
-    }
-
-    fn pid(&self, name: &str) -> Pid {
-        let status = self.status();
-        let nodes = status["nodes"].as_array().expect("a list");
-        let node = nodes.iter().find(|node| node["name"] == name).expect("a server");
-        Pid::from_raw(node["pid"].as_i64().expect("it runs") as i32).expect("a pid")
-    }
-
-    /// Reads events until one ends so.
-    fn await_event(&mut self, end: &str) {
-        loop {
-            let line = self.lines.next().expect("harp up goes on").expect("text");
-            if line.contains(end) {
-                return;
-            }
-        }
-    }
-
-    fn stop(mut self) {
-        let pid = Pid::from_child(&self.up);
-        kill_process(pid, Signal::TERM).expect("it runs");
-        assert!(self.up.wait().expect("it ends").success());
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its servers end with it.
-        let _ = self.up.kill();
-        let _ = self.up.wait();
-    }
-}
+use common::{Group, PATIENCE};
+use rustix::process::{Signal, kill_process};
 
 /// Sends NFS's NULL call and reads its reply; `None`: the connection broke.
 fn null_call(stream: &mut TcpStream, xid: u32) -> Option<()> {
