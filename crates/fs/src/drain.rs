@@ -36,14 +36,18 @@ pub(crate) struct Drained {
     at: usize,
 }
 
+/// What moving a block costs, in objects.
+pub const BLOCK_EFFORT: usize = 16;
+
 /// The layer that is drained, counted as [`Shadow::layers`] does.
 const RETIRED: usize = 2;
 
 impl Shadow {
-    /// Moves up to `objects` of what was checkpointed into the clean cache. Returns whether more
-    /// is left; the caller calls again soon, for until then the log's records are needed.
-    pub fn drain(&mut self, objects: usize, log: &dyn LogBytes) -> bool {
-        self.drain_some(objects, Some(log))
+    /// Moves some of what was checkpointed into the clean cache: up to `effort` objects or names; a block, which
+    /// is copied, counts as [`BLOCK_EFFORT`]. Returns whether more is left; the caller calls again soon, for
+    /// until then the log's records are needed.
+    pub fn drain(&mut self, effort: usize, log: &dyn LogBytes) -> bool {
+        self.drain_some(effort, Some(log))
     }
 
     /// Gets rid of a generation that is not drained yet, forgetting what it would replace. Afterwards the log
@@ -53,9 +57,9 @@ impl Shadow {
     }
 
     /// Without a log, values are forgotten and not moved.
-    fn drain_some(&mut self, objects: usize, log: Option<&dyn LogBytes>) -> bool {
+    fn drain_some(&mut self, effort: usize, log: Option<&dyn LogBytes>) -> bool {
         let Some(retired) = self.retired.clone() else { return false };
-        let mut left = objects;
+        let mut left = effort;
         while left > 0 && self.drained.stage != Stage::Over {
             let Drained { stage, at } = self.drained;
             let (next, len) = match stage {
@@ -69,7 +73,8 @@ impl Shadow {
                 Stage::Blocks => (Stage::Over, retired.blocks.slots().len()),
                 Stage::Over => unreachable!("tested above"),
             };
-            let end = len.min(at.saturating_add(left));
+            let each = if stage == Stage::Blocks { BLOCK_EFFORT } else { 1 };
+            let end = len.min(at.saturating_add(left.div_ceil(each)));
             for index in at..end {
                 match stage {
                     Stage::Dirs => self.clean.pages.remove_dir(retired.names.dirs()[index].dir),
@@ -78,7 +83,7 @@ impl Shadow {
                     _ => self.drain_block(&retired, index, log),
                 }
             }
-            left -= end - at;
+            left = left.saturating_sub((end - at).saturating_mul(each));
             self.drained = match end == len {
                 true => Drained { stage: next, at: 0 },
                 false => Drained { stage, at: end },

@@ -24,10 +24,11 @@ use crate::serve::{Awaiting, Conn, Held, Waiting};
 
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
-/// Objects moved from the last checkpoint into the cache in a turn in which nothing else happened.
-const DRAIN_IDLE: usize = 32;
+/// Objects moved from the last checkpoint into the cache in a turn in which nothing else happened; a block counts
+/// for several.
+const DRAIN_IDLE: usize = 512;
 /// And in others, whose end somebody waits for.
-const DRAIN_BUSY: usize = 8;
+const DRAIN_BUSY: usize = 128;
 /// The id of fetches that no call waits for.
 pub(crate) const FILTER_FETCH: u64 = 0;
 
@@ -525,8 +526,10 @@ impl Node {
         if copy.reloading {
             return;
         }
-        let objects = if std::mem::take(&mut self.fed) { DRAIN_BUSY } else { DRAIN_IDLE };
-        copy.draining = copy.shadow.drain(objects, &self.bytes);
+        let effort = if std::mem::take(&mut self.fed) { DRAIN_BUSY } else { DRAIN_IDLE };
+        // What is not moved when the next checkpoint ends is forgotten.
+        let hurry = if copy.shadow.is_freezing() { 4 } else { 1 };
+        copy.draining = copy.shadow.drain(hurry * effort, &self.bytes);
         if !copy.filling
             && let Some(need) = copy.shadow.wanted()
         {
