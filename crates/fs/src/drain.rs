@@ -37,14 +37,14 @@ pub(crate) struct Drained {
 }
 
 /// What moving a block costs, in objects.
-pub const BLOCK_EFFORT: usize = 16;
+const BLOCK_EFFORT: usize = 16;
 
 /// The layer that is drained, counted as [`Shadow::layers`] does.
 const RETIRED: usize = 2;
 
 impl Shadow {
     /// Moves some of what was checkpointed into the clean cache: up to `effort` objects or names; a block, which
-    /// is copied, counts as [`BLOCK_EFFORT`]. Returns whether more is left; the caller calls again soon, for
+    /// is copied, counts for several. Returns whether more is left; the caller calls again soon, for
     /// until then the log's records are needed.
     pub fn drain(&mut self, effort: usize, log: &dyn LogBytes) -> bool {
         self.drain_some(effort, Some(log))

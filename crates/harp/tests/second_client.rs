@@ -297,12 +297,8 @@ fn removes(client: &mut Connection, root: &nfs_fh3, dir: &nfs_fh3, names: &[Stri
 
 #[test]
 fn a_second_client_uses_all_procedures_and_outlives_the_primary() {
-    let place = std::env::temp_dir().join(format!("harp-second-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&place);
-    let mut group = Group::start(&place);
-    while group.status()["primary"] != "a" {
-        group.await_event("is primary");
-    }
+    let group = Group::new("second-client");
+    let place = group.dir.clone();
     let mut client = mount(&group).expect("mounts");
     let root = client.root_nfs_fh3();
     asks_for_limits(&mut client, &root);

@@ -8,7 +8,7 @@ use harp_log::LogFull;
 use harp_vr::{ConfigurationChange, Op};
 
 use crate::api::{Notice, Now, Output};
-use crate::jobs::{StoreJob, Work};
+use crate::jobs::{Frozen, StoreJob, Work};
 use crate::node::{Node, RunningCheckpoint};
 use crate::record::{self, kind};
 
@@ -100,12 +100,14 @@ impl Node {
             self.after_barrier(out);
             return;
         }
-        let generation = copy.shadow.freeze(op);
-        let rows = copy.clients.changed_rows(op);
-        let configuration = configuration_row(self.replica.configuration());
+        let frozen = Frozen {
+            op,
+            generation: copy.shadow.freeze(op),
+            rows: copy.clients.changed_rows(op),
+            configuration: configuration_row(self.replica.configuration()),
+        };
         copy.log_bytes = 0;
-        copy.checkpoint =
-            Some(RunningCheckpoint { op, frozen: Some((generation, rows, configuration)) });
+        copy.checkpoint = Some(RunningCheckpoint { op, frozen: Some(frozen) });
         if barrier && self.replica.is_primary() {
             // The primary plans on while its barrier's generation is frozen.
             copy.barrier = None;
@@ -120,12 +122,12 @@ impl Node {
         let Some(copy) = &mut self.copy else { return };
         let Some(checkpoint) = &mut copy.checkpoint else { return };
         let op = checkpoint.op;
-        if op > cp || checkpoint.frozen.is_none() {
+        if op > cp {
             return;
         }
+        let Some(frozen) = checkpoint.frozen.take() else { return };
         self.replica.on_applied(Op(op));
-        let (generation, rows, configuration) = checkpoint.frozen.take().expect("looked above");
-        out.jobs.push(StoreJob(Work::Checkpoint { op, generation, rows, configuration }));
+        out.jobs.push(StoreJob(Work::Checkpoint(frozen)));
     }
 
     pub(crate) fn on_checkpointed(&mut self, now: Now, op: u64, out: &mut Output) {

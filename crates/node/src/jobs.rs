@@ -37,7 +37,7 @@ pub struct StoreJob(pub(crate) Work);
 #[derive(Debug)]
 pub(crate) enum Work {
     Fetch { id: u64, needs: Vec<Need> },
-    Checkpoint { op: u64, generation: Arc<Generation>, rows: Vec<Row>, configuration: Vec<u8> },
+    Checkpoint(Frozen),
     Digest { op: u64 },
     Reload,
 }
@@ -77,9 +77,8 @@ impl StoreJob {
     ) -> StoreDone {
         StoreDone(match self.0 {
             Work::Fetch { id, needs } => Done::Fetched { id, fetched: fetch(store, &needs) },
-            Work::Checkpoint { op, generation, rows, configuration } => {
-                let frozen = Frozen { op, generation, rows, configuration };
-                Done::Checkpointed { op, result: frozen.checkpoint(store, ring, pause) }
+            Work::Checkpoint(frozen) => {
+                Done::Checkpointed { op: frozen.op, result: frozen.checkpoint(store, ring, pause) }
             }
             Work::Digest { op } => Done::Digested { op, result: digest(store, op) },
             Work::Reload => Done::Reloaded(image_state(store)),
@@ -173,11 +172,13 @@ impl From<ImageError> for JobError {
 }
 
 /// What a checkpoint puts into the image.
-struct Frozen {
-    op: u64,
-    generation: Arc<Generation>,
-    rows: Vec<Row>,
-    configuration: Vec<u8>,
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    pub op: u64,
+    pub generation: Arc<Generation>,
+    /// Rows of the client table.
+    pub rows: Vec<Row>,
+    pub configuration: Vec<u8>,
 }
 
 impl Frozen {

@@ -5,9 +5,7 @@
 //! Source: ARCHITECTURE.md.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use harp_fs::generation::Generation;
 use harp_fs::handle::Volume;
 use harp_fs::need::Need;
 use harp_fs::shadow::Shadow;
@@ -16,9 +14,9 @@ use harp_vr::{Action, LogFacts, Nanos, Op, Planted, Replica, ServerSet, View};
 use rustc_hash::FxHashMap;
 
 use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
-use crate::clients::{ClientTable, Row};
+use crate::clients::ClientTable;
 use crate::gather::Gather;
-use crate::jobs::{Done, RingBytes, StoreJob, Work};
+use crate::jobs::{Done, Frozen, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
 use crate::serve::{Awaiting, Conn, Held, Waiting};
 
@@ -64,7 +62,7 @@ pub(crate) struct Copy {
 pub(crate) struct RunningCheckpoint {
     pub op: u64,
     /// What the job will need, until CP covers `op` and it is handed out.
-    pub frozen: Option<(Arc<Generation>, Vec<Row>, Vec<u8>)>,
+    pub frozen: Option<Frozen>,
 }
 
 /// One server.

@@ -1,6 +1,5 @@
 //! A whole group as processes.
 //! Owns: starting `harp up` on free ports, asking it for its status, ending it.
-#![allow(dead_code)] // each test file uses its part
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -15,7 +14,7 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Group {
-    dir: PathBuf,
+    pub dir: PathBuf,
     up: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
     pub nfs: SocketAddr,
@@ -26,6 +25,18 @@ fn harp() -> Command {
 }
 
 impl Group {
+    /// A new group, in a directory named after the test; server a is its primary.
+    pub fn new(test: &str) -> Group {
+        let dir = std::env::temp_dir().join(format!("harp-{test}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let mut group = Group::start(&dir);
+        while group.status()["primary"] != "a" {
+            group.await_event("is primary");
+        }
+        group
+    }
+
+    /// Starts the group in `dir`, a new one if there is none.
     pub fn start(dir: &Path) -> Group {
         let mut up = harp()
             .args(["up", "--nfs", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--dir"])
