@@ -30,6 +30,8 @@ pub const UNFINISHED_NAME: &str = "harp.toml.new";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The shortest segment that the longest record fits into.
 const SEGMENT_MIN: u64 = ((RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).next_power_of_two();
+/// Bytes of an image that a copy hands over at once to one that lost its own: a few milliseconds of reading.
+const IMAGE_PART_BYTES: usize = 1 << 20;
 
 /// What can be tuned. Sizes in bytes, times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -490,6 +492,7 @@ impl Config {
             segment_bytes: tuning.segment_bytes,
             segments_max: tuning.segments_max,
             checkpoint_bytes: tuning.checkpoint_bytes,
+            image_part_bytes: IMAGE_PART_BYTES,
             cache_bytes: tuning.cache_bytes,
             capacity_blocks: tuning.capacity_bytes / 4096,
             nfs_port: self.nfs.port(),

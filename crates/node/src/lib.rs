@@ -9,7 +9,9 @@ mod clients;
 mod gather;
 mod jobs;
 mod node;
+mod part;
 mod peers;
+mod rebuild;
 mod record;
 mod serve;
 
