@@ -81,8 +81,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let settings =
-            ShadowSettings { cache_bytes: 64 << 20, filter_bytes: 16 << 20, seed: 0x5eed };
+        let settings = ShadowSettings {
+            cache_bytes: 64 << 20,
+            filter_bytes: 16 << 20,
+            seed: 0x5eed,
+            access_times: harp_fs::atime::AccessTimes::Relative,
+        };
         let mut ring = vec![0; RING_BYTES];
         // Touch every page, so that the kernel's zeroing is not measured.
         ring.iter_mut().step_by(4096).for_each(|byte| *byte = 1);

@@ -86,7 +86,7 @@ impl Generation {
         objects.sort_unstable_by_key(|slot| slot.ino);
         for slot in &objects {
             let value = match self.inode_value(base, slot) {
-                // It comes with a later piece of the image, or went before the piece that is here.
+                // It comes with a later part of the image, or went before the part that is here.
                 Err(ImageError::NoInode { .. }) if base.is_partial() => continue,
                 value => value?,
             };

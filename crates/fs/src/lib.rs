@@ -11,6 +11,7 @@
 
 pub mod access;
 mod apply;
+pub mod atime;
 pub mod blocks;
 mod cache;
 pub mod checkpoint;

@@ -15,6 +15,7 @@
 
 use std::sync::Arc;
 
+use crate::atime::{AccessTimes, Accesses};
 use crate::cache::Clean;
 use crate::filter::Filters;
 use crate::generation::Generation;
@@ -35,6 +36,8 @@ pub struct ShadowSettings {
     /// Keeps clients from guessing which names collide in hash tables; any secret will do. No
     /// result depends on it.
     pub seed: u64,
+    /// Which reads are noted, for [`Shadow::access_effects`].
+    pub access_times: AccessTimes,
 }
 
 /// The shadow. It belongs to one server's loop; frozen generations are read elsewhere.
@@ -56,6 +59,7 @@ pub struct Shadow {
     pub(crate) filters: Filters,
     pub(crate) counters: Option<(Super, u64)>,
     pub(crate) listing_need: Option<Need>,
+    pub(crate) accesses: Accesses,
 }
 
 impl Shadow {
@@ -75,6 +79,7 @@ impl Shadow {
             filters: Filters::new(seed, settings.filter_bytes),
             counters: None,
             listing_need: None,
+            accesses: Accesses::new(settings.access_times),
         }
     }
 
@@ -102,6 +107,7 @@ impl Shadow {
         self.filters.clear();
         self.counters = None;
         self.listing_need = None;
+        self.accesses.clear();
     }
 
     /// Closes the active generation, which ends at `op` = [`Shadow::op`], in constant time. The

@@ -11,7 +11,12 @@ use crate::shadow::{Shadow, ShadowSettings};
 use crate::testing::{Dice, MemImage, MemLog, World};
 use std::sync::Arc;
 
-const SETTINGS: ShadowSettings = ShadowSettings { cache_bytes: 0, filter_bytes: 0, seed: 5 };
+const SETTINGS: ShadowSettings = ShadowSettings {
+    cache_bytes: 0,
+    filter_bytes: 0,
+    seed: 5,
+    access_times: crate::atime::AccessTimes::Relative,
+};
 
 /// One copy: a shadow, its image, and older views of the image that fetches may still use.
 struct Copy {

@@ -40,7 +40,12 @@ type Before = Option<Node>;
 impl Run {
     fn new(seed: u64) -> Run {
         let mut rng = Rng(seed);
-        let settings = ShadowSettings { cache_bytes: 1, filter_bytes: 64 << 10, seed };
+        let settings = ShadowSettings {
+            cache_bytes: 1,
+            filter_bytes: 64 << 10,
+            seed,
+            access_times: harp_fs::atime::AccessTimes::Relative,
+        };
         let mut world = World::with(settings, common::CAPACITY_BLOCKS);
         world.stale_fetches = rng.one_in(2);
         let model = Model::new(world.now);

@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use harp_node::fs::atime::AccessTimes;
 use harp_node::log::{BATCH_HEADER_BYTES, RECORD_BYTES_MAX};
 use harp_node::vr::{ServerId, Shape};
 use harp_node::{Durability, Settings};
@@ -495,6 +496,7 @@ impl Config {
             image_part_bytes: IMAGE_PART_BYTES,
             cache_bytes: tuning.cache_bytes,
             capacity_blocks: tuning.capacity_bytes / 4096,
+            access_times: AccessTimes::Relative,
             nfs_port: self.nfs.port(),
             planted: None,
         }

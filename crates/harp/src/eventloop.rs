@@ -308,7 +308,7 @@ impl EventLoop {
         }
         if !out.jobs.is_empty() {
             let store = workers.store.as_ref().expect("only a copy's node has store jobs");
-            let mut slow = out.jobs.extract_if(.., |job| !job.is_fetch()).peekable();
+            let mut slow = out.jobs.extract_if(.., |job| !job.is_short()).peekable();
             if slow.peek().is_some() {
                 store.checkpoint.give(slow);
             } else {

@@ -192,8 +192,23 @@ fn writes_and_reads(client: &mut Connection, file: &nfs_fh3) {
         assert!(part.count > 0, "it goes on");
     }
     assert_eq!((&read[..5], &read[5..]), (&[0; 5][..], &data[..]));
+    wait_for_access_time(client, file);
     let beyond = ok!(client.read(READ3args { file: file.clone(), offset: 1 << 40, count: 9 }));
     assert!(beyond.eof && beyond.count == 0);
+}
+
+/// Access times are recorded a moment after the first read since a change, and only then.
+fn wait_for_access_time(client: &mut Connection, file: &nfs_fh3) {
+    let time = |t: &nfstime3| (t.seconds, t.nseconds);
+    for _ in 0..400 {
+        let seen = attributes(client, file);
+        if time(&seen.atime) > time(&seen.mtime) {
+            assert!(time(&seen.atime) > time(&seen.ctime), "reading is no change: {seen:?}");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("a file was read, and its access time stays: {:?}", attributes(client, file));
 }
 
 /// SYMLINK, READLINK, MKNOD, LINK, RENAME.

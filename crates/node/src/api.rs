@@ -66,6 +66,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Blocks of 4,096 bytes the file system may hold.
     pub capacity_blocks: u64,
+    /// When reading an object changes its access time.
+    pub access_times: harp_fs::atime::AccessTimes,
     /// The port that portmap names for NFS and MOUNT.
     pub nfs_port: u16,
     /// A rule broken on purpose, to see that the checkers find it. Always `None` in production.

@@ -14,6 +14,12 @@ use crate::record::{self, Operation, kind};
 
 /// Records applied in one turn at most, so that heartbeats never wait.
 const APPLY_PER_TURN: u64 = 2_048;
+/// Access times are recorded this long after the ones before.
+const ACCESSES_NANOS: u64 = 1_000_000_000;
+/// Bytes of effects in one record of access times.
+const ACCESS_EFFECTS_BYTES: usize = 16 << 10;
+/// So many such records at most, one after the other.
+const ACCESS_RECORDS_MAX: usize = 16;
 /// An image does not lag behind longer than this while anything changed.
 const CHECKPOINT_NANOS: u64 = 5_000_000_000;
 
@@ -63,8 +69,9 @@ impl Node {
                 copy.clients.record(op, header.time, &stamp, reply, at.0);
             }
             other => {
-                let nothing = copy.shadow.apply(op, &[], at.0, &self.bytes);
-                nothing.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
+                let effects = if other == kind::ACCESSES { record.body } else { &[] };
+                let applied = copy.shadow.apply(op, effects, at.0, &self.bytes);
+                applied.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
                 // An image that is being loaded has no digest.
                 if other == kind::BARRIER && copy.load.is_none() {
                     copy.barrier = Some(op);
@@ -197,6 +204,31 @@ impl Node {
             out.notices.push(Notice::Barrier { token, op: Some(op) });
             self.apply_committed(now, out);
             self.pace_checkpoint(now, out);
+        }
+    }
+
+    /// Now and then the access times of what was read are recorded. If there is no room they are lost.
+    pub(crate) fn log_accesses(&mut self, now: Now, out: &mut Output) {
+        let due = now.steady.since(self.accesses_at) >= ACCESSES_NANOS;
+        if !due || !self.may_plan() || !self.replica.may_answer(now.steady) {
+            return;
+        }
+        self.accesses_at = now.steady;
+        let time = crate::serve::time_of(self.next_time(now));
+        for _ in 0..ACCESS_RECORDS_MAX {
+            let copy = self.copy.as_mut().expect("a primary is a copy");
+            if !copy.shadow.has_accesses() {
+                return;
+            }
+            let mut effects = [0; ACCESS_EFFECTS_BYTES];
+            let len = copy.shadow.access_effects(time, &mut effects);
+            if len == 0 {
+                continue; // all forgotten
+            }
+            if self.log_plain(now, kind::ACCESSES, &effects[..len]).is_err() {
+                return;
+            }
+            self.apply_committed(now, out);
         }
     }
 

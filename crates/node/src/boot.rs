@@ -193,9 +193,10 @@ impl Node {
         }
         let mut log = recovered.log;
         let intact = recovered.verdict == Verdict::Intact && !durable.log_void;
-        // One whose loading was interrupted is loaded anew.
+        // An image whose loading was interrupted is loaded anew, and so is one that the log does not reach.
+        let reached = |i: &ImageState| !intact || i.lb + 1 >= log.current().begin();
+        let image = image.map(|i| if i.whole && reached(&i) { i } else { ImageState::empty() });
         let image_whole = image.as_ref().is_some_and(|i| i.whole);
-        let image = image.map(|i| if i.whole { i } else { ImageState::empty() });
         let lb = image.as_ref().map(|i| i.lb);
         if !intact {
             // Amnesia: the log counts for nothing until a view change brings a whole one.
@@ -262,7 +263,7 @@ impl Node {
             filling: false,
             load: (!image.whole).then(|| Load::new(now.steady)),
             reading_parts: ServerSet::EMPTY,
-            lent: None,
+            lent: Vec::new(),
         });
         let volume = volume(&settings);
         let mut node = Node {
@@ -298,6 +299,7 @@ impl Node {
             next_read: 1,
             verify: None,
             next_tick: Nanos(0),
+            accesses_at: now.steady,
         };
         node.trim();
         node
@@ -359,6 +361,7 @@ fn shadow_settings(settings: &Settings) -> ShadowSettings {
         cache_bytes: settings.cache_bytes as usize,
         filter_bytes: settings.cache_bytes as usize / 4,
         seed: u64::from_le_bytes(secret),
+        access_times: settings.access_times,
     }
 }
 

@@ -100,12 +100,8 @@ impl ImageState {
 }
 
 impl StoreJob {
-    /// Whether this is a fetch, which clients wait for; the others take their time on another thread.
-    pub fn is_fetch(&self) -> bool {
-        matches!(self.0, Work::Fetch { .. })
-    }
-
-    /// Whether it reads a little and writes nothing: a fetch, or a part of the image for another copy.
+    /// Whether it reads a little and writes nothing: a fetch, which clients wait for, or a part of the image for
+    /// another copy. The others take their time on another thread.
     pub fn is_short(&self) -> bool {
         matches!(self.0, Work::Fetch { .. } | Work::ReadPart { .. })
     }

@@ -19,6 +19,7 @@ pub use api::*;
 pub use boot::BootError;
 pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
+pub use record::change_in;
 
 // The types that a world needs, so that it depends on this crate alone.
 pub use {harp_fs as fs, harp_log as log, harp_store as store, harp_vr as vr, harp_wire as wire};

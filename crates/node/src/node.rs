@@ -35,7 +35,7 @@ pub(crate) const FILTER_FETCH: u64 = 0;
 #[derive(Debug)]
 pub(crate) struct Copy {
     pub shadow: Shadow,
-    /// The image is exact here.
+    /// The image is exact here; one that is being loaded stands here.
     pub lb: u64,
     /// The shadow holds every record up to here: FP at the primary, AP elsewhere.
     pub shadow_op: u64,
@@ -60,10 +60,20 @@ pub(crate) struct Copy {
     pub load: Option<Load>,
     /// Learners for whom a part of the image is being read.
     pub reading_parts: ServerSet,
-    pub lent: Option<Lent>,
+    pub lent: Vec<Lent>,
 }
 
 impl Copy {
+    /// A barrier that was frozen and waits for its commitment may never commit: its digest is given up. What is
+    /// frozen is dropped with the shadow.
+    pub fn drop_unhanded_barrier(&mut self) {
+        if let Some(RunningCheckpoint { op, frozen: Some(_) }) = &self.checkpoint
+            && self.digesting == Some(*op)
+        {
+            self.digesting = None;
+        }
+    }
+
     /// Memory forgets everything; the image is what `image` says.
     pub fn stand_at(&mut self, image: ImageState) {
         self.reloading = false;
@@ -124,6 +134,8 @@ pub struct Node {
     pub(crate) next_read: u64,
     pub(crate) verify: Option<u64>,
     pub(crate) next_tick: Nanos,
+    /// When access times were last recorded.
+    pub(crate) accesses_at: Nanos,
     /// Something happened in this turn.
     pub(crate) fed: bool,
 }
@@ -185,11 +197,13 @@ impl Node {
         self.apply_committed(now, out);
         self.answer_waiting(now, out);
         self.log_barrier(now, out);
+        self.log_accesses(now, out);
         self.seal(now, out);
         self.send_prepares(now, out);
         self.release(now, out);
         self.bound_log(now, out);
         self.pace_checkpoint(now, out);
+        self.complete_image(out);
         self.tend_shadow(out);
         self.ask_store(out);
         self.replica.finish(&mut self.actions);
@@ -409,6 +423,7 @@ impl Node {
         let Some((begin, on_disk)) = self.stage_wanted else { return };
         if let Some(copy) = &mut self.copy {
             let fresh = copy.shadow_op == copy.lb && copy.checkpoint.is_none();
+            copy.drop_unhanded_barrier();
             if copy.reloading || copy.digesting.is_some() {
                 return;
             }
@@ -497,7 +512,7 @@ impl Node {
         }
         if used > bound {
             let before = self.replica.configuration().needs_image;
-            self.replica.give_up_absent(&mut self.actions);
+            self.replica.give_up_absent(now.steady, &mut self.actions);
             self.carry_out(now, out);
             let after = self.replica.configuration().needs_image;
             if before != after {
@@ -530,6 +545,7 @@ impl Node {
             Done::Reloaded(Ok(image)) => {
                 let copy = self.copy.as_mut().expect("only copies reload");
                 assert!(copy.reloading, "a reload nobody asked for");
+                self.newest_time = self.newest_time.max(image.clients.log_time());
                 copy.stand_at(image);
                 self.replica.on_reapply();
                 self.try_stage(now, out);

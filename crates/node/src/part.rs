@@ -13,7 +13,7 @@ use harp_store::{BLOCK_BYTES, Disk, Engine, Reader, StoreError, Stretch, Walk};
 
 use crate::clients::ROW_PREFIX;
 
-/// Before the items: checksum of what follows, next place.
+/// Before the items: checksum of what follows, its place, the next one's.
 const CRC_BYTES: usize = 4;
 /// The longest key of a place.
 const PLACE_KEY_MAX: usize = harp_store::KEY_BYTES_MAX;
@@ -114,6 +114,10 @@ impl Part {
             return Err(BadPart("its checksum"));
         }
         let mut take = Take { bytes, at: CRC_BYTES };
+        // One that was asked for in an earlier load begins elsewhere.
+        if take.place()? != *place {
+            return Err(BadPart("its place"));
+        }
         let next = take.place()?;
         if next <= *place {
             return Err(BadPart("it leads back"));
@@ -207,6 +211,7 @@ impl<E: Engine, D: Disk> PartSource for Reader<E, D> {
             Section::End => place.clone(),
         };
         let mut bytes = vec![0; CRC_BYTES];
+        place.write(&mut bytes);
         next.write(&mut bytes);
         bytes.extend_from_slice(&items.bytes);
         let crc = crc32c::crc32c(&bytes[CRC_BYTES..]);
@@ -419,7 +424,7 @@ mod tests {
         let place = Place::block(6, 800);
         let bytes = reader.part(&place, ENOUGH).unwrap();
         assert!(Part::read(9, &place, &bytes).is_ok());
-        assert!(Part::read(9, &Place::block(7, 0), &bytes).is_err());
+        assert!(Part::read(9, &Place::block(6, 799), &bytes).is_err());
         for at in (0..bytes.len()).step_by(997) {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1;

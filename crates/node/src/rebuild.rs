@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use harp_store::StoreError;
-use harp_vr::{Action, Message, Nanos, Op, ServerId, View};
+use harp_vr::{Action, Message, Nanos, Op, PART_TIMEOUTS, ServerId, View};
 
 use crate::api::{Notice, Now, Output};
 use crate::clients::ClientTable;
@@ -17,8 +17,9 @@ use crate::part::{Part, PartSource, Place, Section};
 
 /// So many parts, of the usual length, wait to be loaded at most before no more are asked for.
 const WAITING_PARTS: usize = 16;
-/// A snapshot that a learner's client table is read from is kept this long for the next part of it.
-const KEEP_NANOS: u64 = 2_000_000_000;
+/// A snapshot that a learner's client table is read from is kept for the next part of it as long as it takes to ask
+/// so often.
+const KEEP_ASKS: u64 = 2;
 /// How often a learner says how far it is.
 const TELL_NANOS: u64 = 10_000_000_000;
 
@@ -121,7 +122,7 @@ impl Node {
             return; // it asks again
         }
         copy.reading_parts.insert(to);
-        let lent = copy.lent.take_if(|lent| lent.to == to);
+        let lent = copy.lent.extract_if(.., |lent| lent.to == to).next();
         let source = lent.filter(|_| place.section == Section::Clients).map(|lent| lent.source);
         let (at_least, enough) = (at_least.0, self.settings.image_part_bytes);
         let work = Work::ReadPart { to, view, part, at_least, place, enough, source };
@@ -133,14 +134,19 @@ impl Node {
         copy.reading_parts.remove(read.to);
         let (source, bytes) = match read.result {
             Ok(read) => read,
-            Err(error) => return self.store_failed(error.to_string(), out),
+            Err(error) if error.is_fatal() => return self.store_failed(error.to_string(), out),
+            Err(error) => {
+                // What is damaged here may never be asked for by a client: no reason to stop serving.
+                let text = format!("{} cannot have a part of the image: {error}", read.to);
+                return out.notices.push(Notice::Remark { text });
+            }
         };
         let op = source.op();
         if read.view != self.replica.formed() || !self.replica.is_normal() || op < read.at_least {
             return;
         }
         if read.section == Section::Clients {
-            copy.lent = Some(Lent { to: read.to, source, since: now.steady });
+            copy.lent.push(Lent { to: read.to, source, since: now.steady });
         }
         let message = Message::ImagePart { view: read.view, part: read.part, op: Op(op) };
         self.send_copied(read.to, message, &[&bytes], out);
@@ -148,8 +154,9 @@ impl Node {
 
     /// A snapshot keeps the store from using space again: a learner that went silent loses it.
     pub(crate) fn tend_lent(&mut self, now: Now) {
+        let keep = KEEP_ASKS * PART_TIMEOUTS * self.settings.failure_timeout;
         if let Some(copy) = &mut self.copy {
-            copy.lent.take_if(|lent| now.steady.since(lent.since) > KEEP_NANOS);
+            copy.lent.retain(|lent| now.steady.since(lent.since) <= keep);
         }
     }
 
@@ -168,6 +175,10 @@ impl Node {
     /// Empties the image once nothing is on its way into it.
     pub(crate) fn try_discard(&mut self, out: &mut Output) {
         let Some(copy) = &mut self.copy else { return };
+        if copy.load.is_none() {
+            return;
+        }
+        copy.drop_unhanded_barrier();
         let Some(load) = &mut copy.load else { return };
         let writing = copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none());
         let busy = load.busy || writing || copy.reloading || copy.digesting.is_some();
@@ -286,6 +297,7 @@ impl Node {
         }
         let begins = begun.is_some();
         if let Some(image) = begun {
+            self.newest_time = self.newest_time.max(image.clients.log_time());
             copy.stand_at(image);
         }
         let what = (Op(newest), begins, last);

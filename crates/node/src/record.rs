@@ -14,6 +14,8 @@ pub mod kind {
     pub const CONFIGURATION: u8 = 2;
     /// Every copy checkpoints and digests exactly here.
     pub const BARRIER: u8 = 3;
+    /// Access times: effects, and nobody waits for them.
+    pub const ACCESSES: u8 = 4;
 }
 
 /// Bytes of a [`Stamp`].
@@ -142,6 +144,11 @@ pub fn configuration(body: &[u8]) -> Result<ConfigurationChange, BadBody> {
         3 => Ok(ConfigurationChange::HasImage { server }),
         _ => Err(BadBody("an unknown configuration change")),
     }
+}
+
+/// The change of the configuration that a record of this kind and body brings, if it brings one.
+pub fn change_in(kind: u8, body: &[u8]) -> Option<ConfigurationChange> {
+    (kind == kind::CONFIGURATION).then(|| configuration(body).ok()).flatten()
 }
 
 #[cfg(test)]

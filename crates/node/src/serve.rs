@@ -84,7 +84,7 @@ enum Served {
 const ROOT_GENERATION: u32 = 1;
 
 /// Nanoseconds since 1970 as a file's time.
-fn time_of(nanos: u64) -> Time {
+pub(crate) fn time_of(nanos: u64) -> Time {
     Time { seconds: (nanos / 1_000_000_000) as u32, nanos: (nanos % 1_000_000_000) as u32 }
 }
 
@@ -174,7 +174,10 @@ impl Node {
         if id == FILTER_FETCH {
             copy.filling = false;
         }
-        fetched.into_iter().for_each(|f| copy.shadow.fetched(f));
+        // What is not in an image that is being loaded is not absent.
+        if copy.load.is_none() {
+            fetched.into_iter().for_each(|f| copy.shadow.fetched(f));
+        }
         self.waiting.iter_mut().filter(|w| w.fetch == id).for_each(|w| w.fetch = 0);
     }
 

@@ -5,7 +5,7 @@
 use harp_node::log::{Ring, SlotFile};
 use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
 use harp_node::vr::{Durable, Envelope, Nanos, ServerId, View};
-use harp_node::{BootError, ImageState, Node, Now, StoreDone, StoreJob, image_state};
+use harp_node::{BootError, ImageState, Node, Now, StoreDone, StoreJob, change_in, image_state};
 
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
@@ -190,5 +190,6 @@ pub fn committed(node: &Node, op: u64) -> Option<CommittedRecord> {
     };
     let xid = xid.map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
     let view = View(record.header.view);
-    Some(CommittedRecord { op, crc: record.header.crc, view, xid })
+    let change = change_in(record.header.kind, record.body);
+    Some(CommittedRecord { op, crc: record.header.crc, view, xid, change })
 }

@@ -4,7 +4,9 @@
 //! Invariant: a commit is observed before any reply that shows it is judged.
 
 use harp_node::fs::request::Status;
-use harp_node::vr::{Durable, Envelope, Message, SERVERS_MAX, ServerId, ServerSet, Shape, View};
+use harp_node::vr::{
+    ConfigurationChange, Durable, Envelope, Message, SERVERS_MAX, ServerId, ServerSet, Shape, View,
+};
 use harp_node::wire::{mount, nfs3, rpc};
 
 use crate::hash::hash;
@@ -55,6 +57,8 @@ pub struct CommittedRecord {
     pub view: View,
     /// The transaction id of the request that it answers, if it answers one.
     pub xid: Option<u32>,
+    /// How it changes the configuration, if it does.
+    pub change: Option<ConfigurationChange>,
 }
 
 /// What was counted on the way.
@@ -256,10 +260,6 @@ impl Observer {
             }
             Message::Prepare(_) | Message::PrepareOk(_) => Ok(()),
             Message::Install(install) => self.longest_log.sent(server, install),
-            Message::Presence(presence) if presence.serving => {
-                self.needs_image = presence.configuration.needs_image;
-                Ok(())
-            }
             _ => Ok(()),
         }
     }
@@ -273,9 +273,23 @@ impl Observer {
     ) -> Result<bool, Violation> {
         let first = self.history.observe(server, record.op, record.crc, record.view)?;
         if first {
+            self.change_configuration(record.change);
             self.fresh.push(record);
         }
         Ok(first)
+    }
+
+    /// Committed changes say which copies GLB does not count.
+    fn change_configuration(&mut self, change: Option<ConfigurationChange>) {
+        match change {
+            Some(ConfigurationChange::Admit { server, .. }) if !self.shape.is_copy(server) => {}
+            Some(
+                ConfigurationChange::Admit { server, .. }
+                | ConfigurationChange::NeedsImage { server },
+            ) => self.needs_image.insert(server),
+            Some(ConfigurationChange::HasImage { server }) => self.needs_image.remove(server),
+            None => {}
+        }
     }
 
     /// Whether the server led the view that it had formed, at the end of its turn before.

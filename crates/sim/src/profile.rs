@@ -5,6 +5,7 @@
 //!
 //! Times are a tenth of a deployment's, so that a few thousand operations see many failovers.
 
+use harp_node::fs::atime::AccessTimes;
 use harp_node::vr::{Planted, ServerId, Shape};
 use harp_node::{Durability, Settings};
 
@@ -160,6 +161,7 @@ pub struct Profile {
     checkpoint_bytes: u64,
     image_part_bytes: usize,
     cache_bytes: u64,
+    access_times: AccessTimes,
 }
 
 impl Profile {
@@ -196,6 +198,7 @@ impl Profile {
             checkpoint_bytes: 256 << 10,
             image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
+            access_times: AccessTimes::Relative,
         }
     }
 
@@ -214,6 +217,7 @@ impl Profile {
         profile.draw_disk(rng);
         profile.draw_clients(rng);
         profile.image_part_bytes = *rng.pick(&[1 << 10, 4 << 10, 16 << 10, 256 << 10]);
+        profile.access_times = *rng.pick(&[AccessTimes::Relative, AccessTimes::Off]);
         profile
     }
 
@@ -264,6 +268,7 @@ impl Profile {
             image_part_bytes: self.image_part_bytes,
             cache_bytes: self.cache_bytes,
             capacity_blocks: 1 << 20,
+            access_times: self.access_times,
             nfs_port: 2049,
             planted: self.wish.planted,
         }

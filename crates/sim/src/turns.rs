@@ -357,7 +357,7 @@ impl World {
     }
 
     fn queue_job(&mut self, server: ServerId, at: u64, job: StoreJob) {
-        let lane = if job.is_fetch() { 0 } else { 1 };
+        let lane = if job.is_short() { 0 } else { 1 };
         let process = self.hosts[server.index()].process.as_mut().expect("it lives");
         process.lanes[lane].push_back(job);
         if process.lanes[lane].len() == 1 {
@@ -368,9 +368,7 @@ impl World {
     fn start_job(&mut self, server: ServerId, at: u64, lane: usize) {
         let host = &self.hosts[server.index()];
         let disk = &self.profile.disk;
-        let process = host.process.as_ref().expect("it lives");
-        let short = process.lanes[lane].front().is_some_and(StoreJob::is_short);
-        let mean = if short { disk.fetch_mean } else { disk.checkpoint_mean };
+        let mean = if lane == 0 { disk.fetch_mean } else { disk.checkpoint_mean };
         let time = MICRO + self.streams.disk.wait(mean);
         let due = Due::JobDone { server, life: host.life, lane: lane as u8 };
         self.queue.put(at + time * host.disk_slowness, due);

@@ -1,7 +1,7 @@
-//! Loading: an image that another copy's comes into, piece by piece, while that one changes.
+//! Loading: an image that another copy's comes into, part by part, while that one changes.
 //! Owns: the ways from no image to a complete one.
 //! Never: calls an image exact before its owner says so.
-//! Invariant: while it loads, the image's op is how far the log was redone over the pieces; a piece is
+//! Invariant: while it loads, the image's op is how far the log was redone over the parts; a part is
 //! never older than that.
 //! Source: docs/disk-format.md; docs/notes/rebuild.md; rule 9.
 

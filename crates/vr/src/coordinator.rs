@@ -258,8 +258,9 @@ impl Replica {
             // More was committed than the best log holds: it is not the complete history (c).
             return Err(Refusal::Log { formed, members: top.1.report.members });
         }
-        let members = self.choose_members(now, &counted, formed, (begin, end))?;
         let glb = counted.iter().map(|(_, p)| p.report.glb).max().expect("n+1 promises");
+        let begin = glb.next().max(begin);
+        let members = self.choose_members(now, &counted, formed, (begin, end))?;
         let left = counted.iter().map(|(_, p)| {
             self.settings.lengthened(p.report.lease_left).saturating_sub(now.since(p.received))
         });
@@ -268,7 +269,7 @@ impl Replica {
             members,
             adopted: held.report.formed,
             holder: *holder,
-            begin: glb.next().max(begin),
+            begin,
             end,
             cp: cp.min(end),
             glb,

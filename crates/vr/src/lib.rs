@@ -19,5 +19,6 @@ pub use coordinator::Refusal;
 pub use durable::Durable;
 pub use message::*;
 pub use planted::Planted;
+pub use rebuild::PART_TIMEOUTS;
 pub use replica::{Action, ConfigurationChange, LogFacts, Records, Replica, Settings, Start};
 pub use types::*;

@@ -194,9 +194,9 @@ impl Replica {
     /// The log is at its bound (rule 10): a copy that loads its image holds GLB back no longer and begins anew; if
     /// there is none, the absent copy that holds it back is given up. A record says so; from then on it needs an
     /// image.
-    pub fn give_up_absent(&mut self, out: &mut Vec<Action>) {
-        if !self.serving {
-            return;
+    pub fn give_up_absent(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if !self.serving || now >= self.lease_until() {
+            return; // perhaps primary no more
         }
         if self.let_learners_go() {
             self.advance_glb();

@@ -6,12 +6,11 @@
 
 use crate::message::{Message, Presence};
 use crate::planted::Planted;
-use crate::replica::{Action, ConfigurationChange, Records, Replica, Running, Stage};
+use crate::replica::{Action, ConfigurationChange, Peer, Records, Replica, Running, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
 
-/// A part that was asked for and did not come within so many failure timeouts is asked for again: another copy
-/// reads it between checkpoints.
-const PART_TIMEOUTS: u64 = 10;
+/// A part that was asked for and did not come within so many failure timeouts is asked for again.
+pub const PART_TIMEOUTS: u64 = 10;
 /// A learner that was silent for so many failure timeouts holds trimming back no longer.
 const HOLD_TIMEOUTS: u64 = 20;
 
@@ -167,8 +166,7 @@ impl Replica {
         let wanted = matches!(loading.state, State::Empty | State::Partial)
             && part == loading.part
             && !loading.ended
-            && op >= loading.op
-            && op >= loading.loaded;
+            && op >= loading.op;
         if !(outside && running && wanted) {
             return Records::Ignore;
         }
@@ -234,11 +232,9 @@ impl Replica {
 
     /// Parts do not fit together: begin anew.
     pub fn rebuild_anew(&mut self) {
-        if let Some(loading) = &mut self.loading
-            && loading.state != State::Emptying
-        {
-            *loading = Loading::new();
-        }
+        let loading = self.loading.as_mut().expect("parts of an image nobody wants");
+        assert!(matches!(loading.state, State::Empty | State::Partial), "no parts are wanted");
+        *loading = Loading::new();
     }
 
     // ----- the copy that is asked -----
@@ -250,43 +246,51 @@ impl Replica {
 
     // ----- the primary -----
 
-    /// Rule 10: the log above a learner's image stays while it loads.
+    /// Rule 10: the log above a learner's image stays while it loads, and from then on until its mark is gone.
     pub(crate) fn hear_loading(&mut self, from: ServerId, presence: &Presence) {
         let glb = self.glb;
+        let marked = self.configuration.needs_image.contains(from);
         let peer = &mut self.peers[from.index()];
-        if presence.loading.is_none_or(|op| op >= glb) {
-            peer.let_go = false;
+        let whole = Some(presence.lb).filter(|lb| marked && *lb >= glb);
+        let stands = presence.loading.or(whole);
+        // One that was let go counts again once it began anew.
+        if peer.let_go.is_some_and(|at| stands.is_none_or(|op| op < at || op >= glb)) {
+            peer.let_go = None;
         }
-        peer.loading = presence.loading.filter(|_| !peer.let_go);
+        peer.stands = stands.filter(|_| peer.let_go.is_none());
     }
 
-    /// The lowest op at which a learner's image under way stands.
+    /// The lowest op at which a learner's image stands.
     pub(crate) fn held_back(&self) -> Option<Op> {
+        self.learners().filter_map(|s| self.peers[s.index()].stands).min()
+    }
+
+    fn learners(&self) -> impl Iterator<Item = ServerId> {
         let admitted = |s: &ServerId| {
             self.configuration.disks[s.index()] == self.peers[s.index()].incarnation.disk
         };
-        let learners = self.others().filter(admitted);
-        learners.filter_map(|s| self.peers[s.index()].loading).min()
+        self.others().filter(admitted)
     }
 
-    /// The log is at its bound: learners hold it back no longer. Returns whether any did.
+    /// The log is at its bound: learners that hold it back do so no longer. Returns whether any did.
     pub(crate) fn let_learners_go(&mut self) -> bool {
-        let mut any = false;
-        for peer in &mut self.peers {
-            if peer.loading.take().is_some() {
-                peer.let_go = true;
-                any = true;
-            }
+        let glb = self.glb;
+        let holds = |peer: &Peer| peer.stands.filter(|op| *op <= glb);
+        let held: Vec<ServerId> =
+            self.learners().filter(|s| holds(&self.peers[s.index()]).is_some()).collect();
+        for server in &held {
+            let peer = &mut self.peers[server.index()];
+            peer.let_go = peer.stands.take();
         }
-        any
+        !held.is_empty()
     }
 
     /// Learners that fell silent hold nothing back; copies that have a whole image again count again.
     pub(crate) fn tend_learners(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let patience = HOLD_TIMEOUTS * self.settings.failure_timeout;
         for peer in &mut self.peers {
-            if peer.loading.is_some() && now.since(peer.heard) > patience {
-                peer.loading = None;
+            if peer.stands.is_some() && now.since(peer.heard) > patience {
+                peer.stands = None;
             }
         }
         if now >= self.lease_until() {
@@ -294,8 +298,13 @@ impl Replica {
         }
         for server in self.configuration.needs_image.iter() {
             let peer = &self.peers[server.index()];
-            let admitted = peer.incarnation.disk == self.configuration.disks[server.index()];
-            let whole = peer.presence.is_some_and(|p| p.loading.is_none() && p.lb >= self.glb);
+            let (disk, whole) = if server == self.settings.me {
+                (self.durable.incarnation.disk, self.has_image())
+            } else {
+                let whole = |p: Presence| p.loading.is_none() && p.lb >= self.glb;
+                (peer.incarnation.disk, peer.presence.is_some_and(whole))
+            };
+            let admitted = disk == self.configuration.disks[server.index()];
             if admitted && whole && !self.admitting.contains(server) {
                 self.admitting.insert(server);
                 out.push(Action::LogConfiguration(ConfigurationChange::HasImage { server }));

@@ -205,10 +205,10 @@ pub(crate) struct Peer {
     pub durable: Op,
     /// Its LB as last heard.
     pub lb: Op,
-    /// Where the image that it loads stands: trimming waits for it.
-    pub loading: Option<Op>,
-    /// The log was at its bound: trimming does not wait for the image that it loads now.
-    pub let_go: bool,
+    /// Where the image that it loads stands, or has loaded and is still marked: trimming waits for it.
+    pub stands: Option<Op>,
+    /// The log was at its bound when that image stood here: trimming does not wait for it any more.
+    pub let_go: Option<Op>,
     /// Newest of our sending times it acknowledged: its promise counts from there.
     pub echo: Nanos,
     /// When it last acknowledged anything in this view, or made progress on the oldest record.
@@ -689,8 +689,7 @@ impl Replica {
             !votable || self.tag == Some(self.durable.formed) || self.settings.planted.is_some(),
             "a votable log is tagged with the formed view"
         );
-        let marked = self.configuration.needs_image.contains(self.settings.me);
-        let counts = self.is_admitted() && !marked && self.has_image();
+        let counts = self.is_admitted() && self.has_image();
         Report {
             formed: self.durable.formed,
             members: self.durable.members,
@@ -713,9 +712,16 @@ impl Replica {
         let trims_absent = self.planted(Planted::TrimIgnoresAbsent);
         let members = self.durable.members;
         let me = self.settings.me;
-        let counted = self.settings.shape.copies().filter(|c| {
-            !self.configuration.needs_image.contains(*c) && (!trims_absent || members.contains(*c))
-        });
+        // A mark counts once it is committed, and no longer when a record takes it away.
+        let given_up = |c: &ServerId| {
+            self.configuration.needs_image.contains(*c)
+                && self.durable.configuration.needs_image.contains(*c)
+        };
+        let counted = self
+            .settings
+            .shape
+            .copies()
+            .filter(|c| members.contains(*c) || !trims_absent && !given_up(c));
         let lb = |c: ServerId| {
             if c == me { self.image.unwrap_or_default() } else { self.peers[c.index()].lb }
         };

@@ -19,6 +19,7 @@ pub(super) fn read(p: &mut Planner<'_, '_>, handle: &[u8]) -> Planned {
         match p.shadow.target(object.ino) {
             Known::Is(target, op) => {
                 p.shows = p.shows.max(op);
+                p.note_access(&object);
                 Ok(Response::ReadLink { status: Status::Ok, attr, target })
             }
             // A link without a target is a damaged image.

@@ -127,6 +127,7 @@ fn entries(
     let end = fill(p, &dir, cookie, &mut filling)?;
     filling.listing.end = end && !filling.full;
     check(!filling.listing.entries.is_empty() || filling.listing.end, Status::TooSmall)?;
+    p.note_access(&dir);
     Ok(filling.listing)
 }
 

@@ -242,6 +242,11 @@ impl Planner<'_, '_> {
         }
     }
 
+    /// `object` is read, which may be the time to set its access time.
+    fn note_access(&mut self, object: &Object) {
+        self.shadow.note_access(object.ino, &object.inode, self.context.now);
+    }
+
     /// The object of a handle that came from a client.
     fn resolve(&mut self, handle: &[u8]) -> Step<Object> {
         let target = self.target(handle)?;

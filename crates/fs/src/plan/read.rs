@@ -1,6 +1,6 @@
 //! READ: bytes of a file.
 //! Owns: how much of what is asked for exists.
-//! Never: touches the access time; that is gathered apart.
+//! Never: changes the access time; that is gathered and recorded later.
 //! Invariant: the bytes returned are exactly `count`, and none lies beyond the file's end.
 //! Source: RFC 1813 section 3.3.6.
 
@@ -48,5 +48,6 @@ fn bytes(
             Known::Unknown => return Err(Halt::Need),
         }
     }
+    p.note_access(&file);
     Ok((len as u32, len == left))
 }

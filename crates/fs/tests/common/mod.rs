@@ -100,8 +100,12 @@ pub struct World {
     pub stale_fetches: bool,
 }
 
-pub const SETTINGS: ShadowSettings =
-    ShadowSettings { cache_bytes: 4 << 20, filter_bytes: 1 << 20, seed: 7 };
+pub const SETTINGS: ShadowSettings = ShadowSettings {
+    cache_bytes: 4 << 20,
+    filter_bytes: 1 << 20,
+    seed: 7,
+    access_times: harp_fs::atime::AccessTimes::Relative,
+};
 
 impl World {
     pub fn new() -> World {
