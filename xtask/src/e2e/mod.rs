@@ -9,6 +9,7 @@ mod group;
 mod kernel_client;
 mod kills;
 mod libnfs;
+mod listing;
 mod load;
 mod losses;
 mod power;
@@ -67,6 +68,13 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[],
         guest: false,
         run: differential::random_operations,
+    },
+    Scenario {
+        name: listing::NAME,
+        story: "a directory of 100,000 or a million entries shows each once while others come and go",
+        needs: &[],
+        guest: false,
+        run: listing::large_directory,
     },
     Scenario {
         name: "primary_killed_nothing_lost",
