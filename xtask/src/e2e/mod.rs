@@ -70,6 +70,13 @@ pub const SCENARIOS: &[Scenario] = &[
         run: differential::random_operations,
     },
     Scenario {
+        name: differential::FAILOVER_NAME,
+        story: "random operations compared with the host while the primary is killed again and again",
+        needs: &[],
+        guest: false,
+        run: differential::random_operations_under_failover,
+    },
+    Scenario {
         name: listing::NAME,
         story: "a directory of 100,000 or a million entries shows each once while others come and go",
         needs: &[],

@@ -330,7 +330,9 @@ impl Generator<'_> {
         use FileType::*;
         let at = self.any_name(15);
         let kind = *self.random.of(&[Fifo, Fifo, Socket, Socket, Block, Character, Regular]);
-        let device = (self.random.below(256) as u32, self.random.below(256) as u32);
+        // Never 0:0: Linux lets anybody make that character device, as what overlayfs takes for the
+        // absence of a file; elsewhere devices are root's.
+        let device = (1 + self.random.below(255) as u32, self.random.below(256) as u32);
         Operation::MkNod { at, kind, set: self.settings_of_new(true), device }
     }
 

@@ -86,21 +86,22 @@ impl Lane {
         })
     }
 
-    /// Performs so many operations, compares all there is now and then and at the end.
-    pub fn run(&mut self, operations: u64) -> Result<(), E2eError> {
-        for number in 1..=operations {
-            self.number = number;
+    /// Performs operations as long as `goes_on` says of their number so far, compares all there is
+    /// now and then and at the end.
+    pub fn run(&mut self, goes_on: &dyn Fn(u64) -> bool) -> Result<(), E2eError> {
+        while goes_on(self.number) {
+            self.number += 1;
             let (user, operation) = self.generate();
             let went_well = self.both(user, &operation)?;
             let procedure = self.text(&operation).split(' ').next().unwrap_or_default().to_owned();
             let (successes, failures) = self.tally.entry(procedure).or_default();
             *(if went_well { successes } else { failures }) += 1;
             self.forget_dead();
-            if number % AUDIT_EVERY == 0 || number == operations {
+            if self.number.is_multiple_of(AUDIT_EVERY) {
                 self.audit()?;
             }
         }
-        Ok(())
+        self.audit()
     }
 
     fn generate(&mut self) -> (&'static User, Operation) {

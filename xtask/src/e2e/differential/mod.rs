@@ -16,7 +16,9 @@ mod served;
 mod user;
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
 
 use harp_bench::client::Options;
 use rustix::fs::Mode;
@@ -24,19 +26,25 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
-use rustix::process::{Resource, geteuid, getrlimit, setrlimit, umask};
+use rustix::process::{Resource, Signal, geteuid, getrlimit, setrlimit, umask};
 
 use self::lane::{Lane, Tally};
-use super::group::Group;
+use super::group::{Group, GroupStatus, SETTLE_PATIENCE};
 use super::{Context, E2eError, doing};
 
-/// The scenario's name.
+/// The scenarios' names.
 pub const NAME: &str = "random_operations_do_what_they_do_on_a_local_file_system";
+pub const FAILOVER_NAME: &str = "random_operations_do_the_same_while_primaries_die";
 
 /// Lanes at work at the same time, each with a connection of its own.
 const LANES: u64 = 16;
 /// Operations of all lanes, in a short and in a full run.
 const OPERATIONS: (u32, u32) = (30_000, 1_000_000);
+/// How often the primary is killed, in a short and in a full run.
+const KILLS: (u32, u32) = (2, 20);
+/// How long everybody is left in peace before a kill: a server that lived for so long is started
+/// again without a long pause.
+const BETWEEN_KILLS: Duration = Duration::from_secs(6);
 /// Descriptors that the lanes' objects may take.
 const DESCRIPTORS: u64 = 8192;
 /// More than the lanes' files can ever hold.
@@ -45,28 +53,80 @@ const HOST_SIZE: &str = "2g";
 /// Runs all lanes; a difference in any is an error.
 pub fn random_operations(context: &Context<'_>) -> Result<(), E2eError> {
     let host = host_file_system()?;
-    allow_descriptors();
     let group = Group::start(context)?;
     group.wait_settled()?;
-    let first = context.seed.unwrap_or(1);
     let operations = u64::from(context.times(OPERATIONS.0, OPERATIONS.1)) / LANES;
-    context
-        .say(format_args!("seeds {first} to {}, {operations} operations each", first + LANES - 1));
+    let goes_on = |made| made < operations;
+    run_lanes(context, &group, &host, &goes_on, |_| Ok(()))?;
+    group.verify()
+}
+
+/// Runs all lanes while the primary is killed again and again.
+pub fn random_operations_under_failover(context: &Context<'_>) -> Result<(), E2eError> {
+    let host = host_file_system()?;
+    let group = Group::start(context)?;
+    group.wait_settled()?;
+    let kills = context.times(KILLS.0, KILLS.1);
+    let enough = AtomicBool::new(false);
+    let goes_on = |_| !enough.load(Ordering::Relaxed);
+    run_lanes(context, &group, &host, &goes_on, |broken| {
+        let killed = kill_primaries(&group, kills, broken);
+        enough.store(true, Ordering::Relaxed);
+        killed
+    })?;
+    context.say(format_args!("the primary was killed {kills} times"));
+    group.wait_settled()?;
+    group.verify()
+}
+
+/// Kills the primary so often, each time when everything is as it should be, or until a lane ends.
+fn kill_primaries(
+    group: &Group<'_>,
+    kills: u32,
+    lane_ended: &dyn Fn() -> bool,
+) -> Result<(), E2eError> {
+    for _ in 0..kills {
+        let primary = group.wait_settled()?.primary.unwrap_or_default();
+        std::thread::sleep(BETWEEN_KILLS);
+        if lane_ended() {
+            break;
+        }
+        group.signal(group.server(&primary)?, Signal::KILL)?;
+        let dead = |status: &GroupStatus| status.primary.as_ref().is_some_and(|p| *p != primary);
+        group.wait_until("another primary", SETTLE_PATIENCE, dead)?;
+    }
+    Ok(())
+}
+
+/// Runs all lanes as long as `goes_on` says of the number of operations made, and `meanwhile`
+/// beside them, which is told whether a lane has ended.
+fn run_lanes(
+    context: &Context<'_>,
+    group: &Group<'_>,
+    host: &OwnedFd,
+    goes_on: &(dyn Fn(u64) -> bool + Sync),
+    meanwhile: impl FnOnce(&dyn Fn() -> bool) -> Result<(), E2eError>,
+) -> Result<(), E2eError> {
+    allow_descriptors();
+    let first = context.seed.unwrap_or(1);
+    context.say(format_args!("seeds {first} to {}", first + LANES - 1));
     let begun = Instant::now();
     // The modes that are asked for are the modes that are made.
     let old_umask = umask(Mode::empty());
-    let results: Vec<Result<Tally, E2eError>> = std::thread::scope(|scope| {
+    let (results, beside) = std::thread::scope(|scope| {
         let start = |seed| {
-            let (host, server) = (&host, Options::new(group.nfs));
+            let server = Options::new(group.nfs);
             scope.spawn(move || {
                 let mut lane = Lane::start(seed, server, host)?;
-                lane.run(operations)?;
+                lane.run(goes_on)?;
                 Ok(lane.tally)
             })
         };
         let lanes: Vec<_> = (first..first + LANES).map(start).collect();
+        let beside = meanwhile(&|| lanes.iter().any(|lane| lane.is_finished()));
         let bug = |_| Err(E2eError::Wrong("a lane panicked".into()));
-        lanes.into_iter().map(|lane| lane.join().unwrap_or_else(bug)).collect()
+        let join = |lane: ScopedJoinHandle<'_, _>| lane.join().unwrap_or_else(bug);
+        (lanes.into_iter().map(join).collect::<Vec<_>>(), beside)
     });
     umask(old_umask);
     let seconds = begun.elapsed().as_secs_f64();
@@ -75,21 +135,23 @@ pub fn random_operations(context: &Context<'_>) -> Result<(), E2eError> {
     for result in results {
         match result {
             Err(error) => errors.push(error.to_string()),
-            Ok(tally) => {
-                for (procedure, (successes, failures)) in tally {
-                    let (all_successes, all_failures) = sum.entry(procedure).or_default();
-                    *all_successes += successes;
-                    *all_failures += failures;
-                }
-            }
+            Ok(tally) => add(&mut sum, tally),
         }
     }
     if !errors.is_empty() {
-        let first = format!("{} of {LANES} lanes found a difference\n  ", errors.len());
-        return Err(E2eError::Wrong(first + &errors.join("\n  ")));
+        let count = format!("{} of {LANES} lanes found a difference\n  ", errors.len());
+        return Err(E2eError::Wrong(count + &errors.join("\n  ")));
     }
     tell(context, &sum, seconds);
-    group.verify()
+    beside
+}
+
+fn add(sum: &mut Tally, tally: Tally) {
+    for (procedure, (successes, failures)) in tally {
+        let (all_successes, all_failures) = sum.entry(procedure).or_default();
+        *all_successes += successes;
+        *all_failures += failures;
+    }
 }
 
 fn tell(context: &Context<'_>, sum: &Tally, seconds: f64) {

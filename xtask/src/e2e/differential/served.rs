@@ -1,11 +1,12 @@
 //! Served: the operations as NFSv3 calls to a running group.
 //! Owns: the requests, and reading from each reply everything that can be compared.
 //! Never: looks at the host.
-//! Invariant: an operation is answered once; a group under test refuses nobody for being busy.
+//! Invariant: an operation is answered once; what was put off (JUKEBOX) is asked for again.
 //! Source: RFC 1813, section 3.3.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use harp_bench::client::Client;
 use harp_bench::request::{
@@ -22,6 +23,10 @@ use super::user::User;
 const STABLE: u32 = 2;
 /// Most calls that one listing may take: the directories here are small.
 const CALLS_PER_LISTING_MAX: usize = 1000;
+
+/// How often a call is made that the server puts off, and the time between.
+const ATTEMPTS_MAX: u32 = 1000;
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What came back.
 #[derive(Debug)]
@@ -66,8 +71,15 @@ impl Served<'_> {
     }
 
     fn call(&mut self, request: &Request<'_>) -> Result<(Response, Vec<u8>), E2eError> {
-        let called = self.user.calling(|who| self.client.call_as(who, request));
-        called.map_err(|error| E2eError::Wrong(error.to_string()))
+        for _ in 0..ATTEMPTS_MAX {
+            let called = self.user.calling(|who| self.client.call_as(who, request));
+            let (response, data) = called.map_err(|error| E2eError::Wrong(error.to_string()))?;
+            if !put_off(&response) {
+                return Ok((response, data));
+            }
+            std::thread::sleep(RETRY_PAUSE);
+        }
+        Err(E2eError::Wrong(format!("put off {ATTEMPTS_MAX} times: {request:?}")))
     }
 
     fn place(&self, handle: &HandleBytes) -> Option<usize> {
@@ -188,6 +200,26 @@ impl Answered {
     fn note(&mut self, object: usize, wcc: &Wcc) {
         self.before.extend(wcc.before.map(|before| (object, before)));
         self.after.extend(wcc.after.map(|after| (object, after)));
+    }
+}
+
+/// Whether nothing was done and the call is to be made again later, as a view forms.
+fn put_off(response: &Response) -> bool {
+    use Response::*;
+    match response {
+        GetAttr { status, .. }
+        | Wcc { status, .. }
+        | Lookup { status, .. }
+        | Access { status, .. }
+        | ReadLink { status, .. }
+        | Read { status, .. }
+        | Write { status, .. }
+        | Create { status, .. }
+        | Rename { status, .. }
+        | Link { status, .. }
+        | ReadDir { status, .. }
+        | ReadDirPlus { status, .. } => *status == Status::JukeBox,
+        _ => false,
     }
 }
 
