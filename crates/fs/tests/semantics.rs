@@ -7,6 +7,7 @@ use common::{World, made, mode, root, status, user};
 use harp_fs::request::{
     CreateHow, DirName, FileType, Request, Response, SetAttr, SetTime, Status, Time,
 };
+use harp_fs::shadow::ShadowSettings;
 
 fn call(world: &mut World, who: &Who, request: &Request<'_>) -> Status {
     status(&world.call(who, request).response)
@@ -347,6 +348,35 @@ fn listing_in_pieces_misses_and_repeats_nothing_that_stays() {
     assert_eq!(stays.len(), 300);
     seen.sort();
     assert!(seen.is_sorted_by(|a, b| a != b), "no name twice");
+}
+
+#[test]
+fn listing_gets_past_a_removed_front_that_is_larger_than_the_cache() {
+    // More entries than pages have room for, all in the image; then all but the last are removed,
+    // and no checkpoint has told the image.
+    const ENTRIES: usize = 120_000;
+    let settings = ShadowSettings { cache_bytes: 0, ..common::SETTINGS };
+    let mut world = World::with(settings, common::CAPACITY_BLOCKS);
+    let top = world.root();
+    for number in 0..ENTRIES {
+        world.create(&root(), &top, format!("{number}").as_bytes(), 0o644);
+    }
+    world.primary.freeze();
+    world.checkpoint_primary();
+    world.drain(usize::MAX);
+    for number in 0..ENTRIES - 1 {
+        assert_eq!(world.remove(&root(), &top, format!("{number}").as_bytes()), Status::Ok);
+    }
+    world.primary.shadow.forget_clean();
+    let fetches = world.fetches;
+    let list = Request::ReadDir { handle: &top, cookie: 2, verifier: [0; 8], count: 4096 };
+    let Response::ReadDir { listing, .. } = world.call(&root(), &list).response else {
+        panic!("a listing");
+    };
+    assert_eq!((listing.entries.len(), listing.end), (1, true));
+    assert_eq!(listing.names, format!("{}", ENTRIES - 1).as_bytes());
+    let pages = world.fetches - fetches;
+    assert!(pages < 50, "{pages} fetches, each of thousands of entries");
 }
 
 #[test]
