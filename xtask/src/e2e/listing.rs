@@ -4,6 +4,7 @@
 //! Invariant: an entry that is there all along is shown exactly once, any other at most once.
 //! Source: RFC 1813, sections 3.3.16 and 3.3.17.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ const PASSING: u64 = 10_000;
 const PASSING_AT_ONCE: u64 = 100;
 /// During each listing, one entry in so many is removed that was there before it.
 const REMOVED_ONE_IN: usize = 200;
+/// At the end all are removed but the last, one in so many.
+const KEPT_ONE_IN: u64 = 20;
 /// Stretches of a listing whose time per entry is printed.
 const STRETCHES: u64 = 10;
 const CONNECTIONS: usize = 4;
@@ -60,7 +63,7 @@ struct Shown {
     passing: u64,
 }
 
-/// Fills the directory, lists it quietly, under change, and after a restart.
+/// Fills the directory, lists it quietly, under change, after a restart, and nearly emptied.
 pub fn large_directory(context: &Context<'_>) -> Result<(), E2eError> {
     let mut group = Group::start(context)?;
     group.wait_settled()?;
@@ -82,6 +85,11 @@ pub fn large_directory(context: &Context<'_>) -> Result<(), E2eError> {
     group.wait_settled()?;
     for procedure in [Procedure::ReadDir, Procedure::ReadDirPlus] {
         let quiet = list(context, &directory, procedure, "after a restart")?;
+        expect(&quiet, &removed, &removed)?;
+    }
+    remove_most(context, &directory, &mut removed)?;
+    for procedure in [Procedure::ReadDir, Procedure::ReadDirPlus] {
+        let quiet = list(context, &directory, procedure, "most was just removed")?;
         expect(&quiet, &removed, &removed)?;
     }
     group.verify()
@@ -147,6 +155,25 @@ fn burst(
         client.turn(TICK, on_reply).map_err(wrong)?;
     }
     refused.map_or(Ok(()), |text| Err(E2eError::Wrong(text)))
+}
+
+/// Removes the front of the directory: what the image still shows there is hidden by newer layers.
+fn remove_most(
+    context: &Context<'_>,
+    directory: &Directory,
+    removed: &mut Vec<u64>,
+) -> Result<(), E2eError> {
+    let gone: HashSet<u64> = removed.iter().copied().collect();
+    let front = 0..directory.entries - directory.entries / KEPT_ONE_IN;
+    let going: Vec<u64> = front.filter(|number| !gone.contains(number)).collect();
+    let begun = Instant::now();
+    let mut client = connect(directory.server, CONNECTIONS)?;
+    let dir = &directory.handle;
+    burst(&mut client, going.iter().copied(), |pipe, n| remove(pipe, n, dir, &entry(n)))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    context.say(format_args!("{} files removed in {seconds:.1} s", going.len()));
+    removed.extend(going);
+    Ok(())
 }
 
 /// Lists again and again until the changes made meanwhile have come to their end.
