@@ -321,17 +321,20 @@ fn one(scenario: &Scenario, workspace: &Workspace, kit: Option<&Kit>, choice: &C
     let Choice { full, seed, .. } = *choice;
     let context = Context { workspace, kit, full, seed, work, transcripts };
     let result = (scenario.run)(&context);
-    if let Err(E2eError::NotHere(why)) = result {
-        return Ending::LeftOut(why);
-    }
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && !matches!(error, E2eError::NotHere(_))
+    {
         let mut text = format!("{error}\n    kept: {}", context.work.display());
         for (name, transcript) in context.transcripts.borrow().iter() {
             text.push_str(&format!("\n    last lines of {name}:{}", indented(&transcript.text())));
         }
         return Ending::Failed(text);
     }
-    Ending::of(doing(context.work.display(), std::fs::remove_dir_all(&context.work)))
+    let removed = doing(context.work.display(), std::fs::remove_dir_all(&context.work));
+    match (result, removed) {
+        (Err(E2eError::NotHere(why)), Ok(())) => Ending::LeftOut(why),
+        (_, removed) => Ending::of(removed),
+    }
 }
 
 /// Makes an empty directory, removing what an earlier run kept there.
