@@ -15,13 +15,17 @@ mod workspace;
 
 use std::process::ExitCode;
 
+use e2e::Choice;
+
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   test                 every test: lint, build, unit tests, simulator, real processes
   lint                 formatting, clippy and the arrows between the crates
   sim                  the simulator's bulk run and its hunt for planted bugs
-  e2e [--full] [NAME]  tests on real processes; NAME selects by part of the name
+  e2e [--full] [--seed N] [NAME]
+                       tests on real processes; NAME selects by part of the name, N is
+                       where random operations begin
   e2e --list           names them";
 
 fn main() -> ExitCode {
@@ -42,7 +46,7 @@ enum Command {
     Lint,
     Sim,
     E2eList,
-    E2e { full: bool, names: Vec<String> },
+    E2e(Choice),
     Help,
 }
 
@@ -67,16 +71,20 @@ impl Command {
     }
 
     fn parse_e2e(rest: &[String]) -> Result<Command, String> {
-        let mut full = false;
-        let mut names = Vec::new();
-        for argument in rest {
+        let mut choice = Choice::default();
+        let mut rest = rest.iter();
+        while let Some(argument) = rest.next() {
             match argument.as_str() {
-                "--full" => full = true,
+                "--full" => choice.full = true,
+                "--seed" => {
+                    let number = rest.next().and_then(|number| number.parse().ok());
+                    choice.seed = Some(number.ok_or("--seed takes a number")?);
+                }
                 flag if flag.starts_with('-') => return Err(format!("unknown option {flag:?}")),
-                name => names.push(name.to_owned()),
+                name => choice.names.push(name.to_owned()),
             }
         }
-        Ok(Command::E2e { full, names })
+        Ok(Command::E2e(choice))
     }
 
     fn run(self) -> ExitCode {
@@ -84,7 +92,7 @@ impl Command {
             Command::Test => suite::test(),
             Command::Lint => suite::lint(),
             Command::Sim => suite::sim(),
-            Command::E2e { full, names } => suite::e2e(full, &names),
+            Command::E2e(choice) => suite::e2e(&choice),
             Command::E2eList => {
                 for scenario in e2e::SCENARIOS {
                     println!("{:<44} {}", scenario.name, scenario.story);
@@ -101,7 +109,7 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use super::Command;
+    use super::{Choice, Command};
 
     fn parse(line: &str) -> Result<Command, String> {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -112,8 +120,11 @@ mod tests {
     fn commands_and_their_options_are_told_apart() {
         assert_eq!(parse("test"), Ok(Command::Test));
         assert_eq!(parse("e2e --list"), Ok(Command::E2eList));
-        let selected = Command::E2e { full: true, names: vec!["power".into()] };
-        assert_eq!(parse("e2e --full power"), Ok(selected));
+        let selected = Choice { full: true, seed: None, names: vec!["power".into()] };
+        assert_eq!(parse("e2e --full power"), Ok(Command::E2e(selected)));
+        let seeded = Choice { seed: Some(7), ..Choice::default() };
+        assert_eq!(parse("e2e --seed 7"), Ok(Command::E2e(seeded)));
+        assert!(parse("e2e --seed often").is_err());
         assert!(parse("").is_err());
         assert!(parse("test now").is_err());
         assert!(parse("e2e --fast").is_err());

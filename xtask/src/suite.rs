@@ -7,7 +7,7 @@
 use std::process::{Command, ExitCode};
 
 use crate::arrows;
-use crate::e2e;
+use crate::e2e::{self, Choice};
 use crate::packages;
 use crate::process::{on_path, run, tee};
 use crate::report::{Counts, Ending, Report};
@@ -26,7 +26,7 @@ pub fn test() -> ExitCode {
         unit_tests(report);
         if built {
             simulate(workspace, report);
-            e2e::run(workspace, report, false, &[]);
+            e2e::run(workspace, report, &Choice::default());
         }
     })
 }
@@ -45,12 +45,12 @@ pub fn sim() -> ExitCode {
     })
 }
 
-/// The tests on real processes, all or those whose name contains one of `names`.
-pub fn e2e(full: bool, names: &[String]) -> ExitCode {
+/// The tests on real processes that were chosen.
+pub fn e2e(choice: &Choice) -> ExitCode {
     with_workspace(|workspace, report| {
         install_packages(report);
         if build(report, &["-p", "harp"]) {
-            e2e::run(workspace, report, full, names);
+            e2e::run(workspace, report, choice);
         }
     })
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use harp_wire::mount;
 use harp_wire::record::{self, RecordError, Split};
-use harp_wire::request::{HandleBytes, Request, Response};
+use harp_wire::request::{Credential, HandleBytes, Request, Response};
 use harp_wire::rpc::decode_reply;
 use harp_wire::xdr::XdrError;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -277,13 +277,16 @@ impl Client {
     /// Makes one call on the first connection and waits for its results: the response and, for
     /// READ, the data. Panics when other calls are waiting.
     pub fn call(&mut self, request: &Request<'_>) -> Result<(Response, Vec<u8>), ClientError> {
-        self.call_with(
-            |pipe| pipe.submit(0, request),
-            |completion| {
-                let decoded = completion.decode()?;
-                Ok((decoded.response, decoded.data.to_vec()))
-            },
-        )
+        self.call_with(|pipe| pipe.submit(0, request), in_full)
+    }
+
+    /// As [`Client::call`], as `who` instead of this client's user.
+    pub fn call_as(
+        &mut self,
+        who: &Credential<'_>,
+        request: &Request<'_>,
+    ) -> Result<(Response, Vec<u8>), ClientError> {
+        self.call_with(|pipe| pipe.submit_as(0, who, request), in_full)
     }
 
     /// Mounts `path` and returns the handle of its root.
@@ -393,6 +396,12 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// The whole of a reply: the response and, for READ, the data.
+fn in_full(completion: Completion<'_>) -> Result<(Response, Vec<u8>), ReplyError> {
+    let decoded = completion.decode()?;
+    Ok((decoded.response, decoded.data.to_vec()))
 }
 
 fn send(connection: &mut Connection, trouble: &mut Trouble) {

@@ -28,6 +28,8 @@ mod scenarios;
 mod toy;
 
 pub use command::{USAGE, run};
+/// What calls and replies are made of, for those who use the client.
+pub use harp_wire::request;
 
 /// Why a benchmark did not come to its end, or ended badly.
 #[derive(Debug)]

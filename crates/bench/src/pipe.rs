@@ -151,8 +151,13 @@ impl Pipe {
 
     /// Makes the NFS call `request`; its [`Completion`] will carry `token`.
     pub fn submit(&mut self, token: u64, request: &Request<'_>) {
+        self.submit_as(token, &self.own_credential(), request);
+    }
+
+    /// Makes the NFS call `request` as somebody else than this pipe's user.
+    pub fn submit_as(&mut self, token: u64, who: &Credential<'_>, request: &Request<'_>) {
         let procedure = nfs3::procedure_of(request);
-        self.submit_raw(nfs3::PROGRAM, nfs3::VERSION, procedure, token, |call| {
+        self.enqueue(nfs3::PROGRAM, nfs3::VERSION, procedure, who, token, |call| {
             nfs3::encode_args(request, call);
         });
     }
@@ -166,11 +171,27 @@ impl Pipe {
         token: u64,
         encode: impl FnOnce(&mut Vec<u8>),
     ) {
+        self.enqueue(program, version, procedure, &self.own_credential(), token, encode);
+    }
+
+    fn own_credential(&self) -> Credential<'static> {
+        Credential { uid: self.uid, gid: self.gid, groups_be: &[] }
+    }
+
+    fn enqueue(
+        &mut self,
+        program: u32,
+        version: u32,
+        procedure: u32,
+        who: &Credential<'_>,
+        token: u64,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) {
         let at = self.free.pop().unwrap_or_else(|| self.add_slot());
         let xid = self.next_xid;
         self.next_xid = xid.wrapping_add(self.xid_step);
         self.xids[at] = xid;
-        let auth = Auth::Sys(Credential { uid: self.uid, gid: self.gid, groups_be: &[] });
+        let auth = Auth::Sys(*who);
         let slot = &mut self.slots[at];
         slot.call.clear();
         let mark = begin_call(xid, program, version, procedure, &auth, &mut slot.call);

@@ -20,6 +20,10 @@ pub const SET_UID: u32 = 0o4000;
 pub const SET_GID: u32 = 0o2000;
 /// Mode bit: on a directory, only an entry's or the directory's owner may remove the entry.
 pub const STICKY: u32 = 0o1000;
+/// The nine bits that say who may do what.
+pub const PERMISSIONS: u32 = 0o777;
+/// Mode bit: members of the group may execute.
+const GROUP_EXECUTE: u32 = 0o010;
 /// All bits that a mode may have.
 pub const MODE_BITS: u32 = 0o7777;
 
@@ -87,11 +91,17 @@ pub fn granted(inode: &Inode, who: &Credential<'_>, want: u32) -> u32 {
         .fold(0, |sum, (bit, ..)| sum | bit)
 }
 
+/// Whether `who` is a member of the group, or root.
+pub fn in_group(gid: u32, who: &Credential<'_>) -> bool {
+    who.uid == 0 || who.in_group(gid)
+}
+
 /// The mode after the data or the owner changed: set-uid goes; set-gid goes where it means
-/// execution (with the group's execute bit), and stays where it does not.
-pub fn without_set_id(mode: u32) -> u32 {
+/// execution (with the group's execute bit), and elsewhere if a stranger to the group made the
+/// change.
+pub fn without_set_id(mode: u32, by_member: bool) -> u32 {
     let mode = mode & !SET_UID;
-    if mode & 0o010 != 0 { mode & !SET_GID } else { mode }
+    if mode & GROUP_EXECUTE != 0 || !by_member { mode & !SET_GID } else { mode }
 }
 
 /// The mode after `who` wrote to a regular file or changed its length.
@@ -99,14 +109,20 @@ pub fn mode_after_write(inode: &Inode, who: &Credential<'_>) -> u32 {
     if who.uid == 0 || inode.mode & (SET_UID | SET_GID) == 0 {
         inode.mode
     } else {
-        without_set_id(inode.mode)
+        without_set_id(inode.mode, in_group(inode.gid, who))
     }
 }
 
 /// `mode` as `who` may set it on an object of group `gid`: set-gid only for members of the group.
 pub fn mode_settable(mode: u32, gid: u32, who: &Credential<'_>) -> u32 {
     let mode = mode & MODE_BITS;
-    if who.uid == 0 || who.in_group(gid) { mode } else { mode & !SET_GID }
+    if in_group(gid, who) { mode } else { mode & !SET_GID }
+}
+
+/// `mode` as `who` may give it to a new object of group `gid`: as [`mode_settable`], but set-gid
+/// without the group's execute bit is nothing that could be misused.
+pub fn mode_of_new(mode: u32, gid: u32, who: &Credential<'_>) -> u32 {
+    if mode & GROUP_EXECUTE == 0 { mode & MODE_BITS } else { mode_settable(mode, gid, who) }
 }
 
 #[cfg(test)]
@@ -172,8 +188,15 @@ mod tests {
 
     #[test]
     fn set_id_bits_go_where_they_mean_execution() {
-        assert_eq!(without_set_id(0o6755), 0o755);
-        assert_eq!(without_set_id(0o6745), 0o2745, "without group execution it is no set-gid");
+        assert_eq!(without_set_id(0o6755, true), 0o755);
+        assert_eq!(
+            without_set_id(0o6745, true),
+            0o2745,
+            "without group execution it is no set-gid"
+        );
+        assert_eq!(without_set_id(0o6745, false), 0o745, "strangers take it away all the same");
+        assert_eq!(mode_of_new(0o2745, 99, &who(10, 20, &[])), 0o2745);
+        assert_eq!(mode_of_new(0o2755, 99, &who(10, 20, &[])), 0o755);
         assert_eq!(mode_settable(0o12755, 20, &who(10, 20, &[])), 0o2755);
         assert_eq!(mode_settable(0o2755, 99, &who(10, 20, &[])), 0o755);
     }

@@ -39,6 +39,8 @@ struct Merge<'a> {
     dir: u64,
     heads: Vec<Head<'a>>,
     base: BaseHead<'a>,
+    /// The cookie of the last entry of the image that was passed over as hidden.
+    passed: u64,
     pages: &'a Pages,
 }
 
@@ -89,6 +91,7 @@ impl<'a> Merge<'a> {
             {
                 return;
             }
+            self.passed = page.entries[at].0.cookie;
             self.base = BaseHead::At(page, at + 1);
         }
     }
@@ -131,6 +134,16 @@ impl<'a> Merge<'a> {
     }
 }
 
+/// What came of a merge.
+struct Merged {
+    /// Whether the directory's end was reached, or the cookie above which a page is missing.
+    result: Result<bool, u64>,
+    /// The highest op that it depends on.
+    op: u64,
+    /// Between the beginning and this cookie the image has nothing to show.
+    passed: u64,
+}
+
 impl Shadow {
     /// Shows entries of `dir` with cookies above `after`, ascending, at most `limit`, until `show`
     /// returns false (that entry counts as shown). The result says whether the directory's end
@@ -145,14 +158,17 @@ impl Shadow {
         show: &mut dyn FnMut(&Entry, &[u8]) -> bool,
     ) -> Known<bool> {
         assert!(limit > 0, "a listing of no entries");
-        let (result, op) = self.merge(dir, after, limit, show);
+        let Merged { result, op, passed } = self.merge(dir, after, limit, show);
+        self.clean.pages.note_gone(dir, after, passed);
         self.listing_need = None;
         match result {
             Ok(end) => Known::Is(end, op),
-            Err(after) => {
+            Err(lacking) => {
                 let limit = u32::try_from(limit).unwrap_or(LISTING_ENTRIES_MAX);
                 let limit = limit.clamp(PAGE_ENTRIES_MIN, LISTING_ENTRIES_MAX);
-                self.listing_need = Some(Need::Listing { dir, after, limit });
+                // Past a page of which nothing was shown: the next may be like it.
+                let limit = if lacking == after { limit } else { LISTING_ENTRIES_MAX };
+                self.listing_need = Some(Need::Listing { dir, after: lacking, limit });
                 Known::Unknown
             }
         }
@@ -169,7 +185,7 @@ impl Shadow {
         after: u64,
         limit: usize,
         show: &mut dyn FnMut(&Entry, &[u8]) -> bool,
-    ) -> (Result<bool, u64>, u64) {
+    ) -> Merged {
         let mut op = 0;
         let mut born = false;
         let mut heads = Vec::with_capacity(3);
@@ -182,21 +198,24 @@ impl Shadow {
             }
         }
         let (seed, pages) = (self.seed, &self.clean.pages);
-        let mut merge = Merge { seed, dir, heads, base: BaseHead::End, pages };
+        let begin = pages.past_gone(dir, after);
+        let mut merge = Merge { seed, dir, heads, base: BaseHead::End, passed: begin, pages };
         (0..merge.heads.len()).for_each(|number| merge.settle(number));
         if !born {
-            merge.base = merge.base_after(after);
+            merge.base = merge.base_after(begin);
             merge.settle_base();
         }
+        let passed = merge.passed;
+        let merged = |result| Merged { result, op, passed };
         for shown in 0.. {
             let (entry, name) = match merge.next() {
-                Ok(None) => return (Ok(true), op),
+                Ok(None) => return merged(Ok(true)),
                 Ok(Some(next)) if shown < limit => next,
-                Err(after) if shown == 0 => return (Err(after), op),
-                Ok(Some(_)) | Err(_) => return (Ok(false), op),
+                Err(after) if shown == 0 => return merged(Err(after)),
+                Ok(Some(_)) | Err(_) => return merged(Ok(false)),
             };
             if !show(&entry, name) {
-                return (Ok(false), op);
+                return merged(Ok(false));
             }
         }
         unreachable!("the loop ends by returning")

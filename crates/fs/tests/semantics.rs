@@ -7,6 +7,7 @@ use common::{World, made, mode, root, status, user};
 use harp_fs::request::{
     CreateHow, DirName, FileType, Request, Response, SetAttr, SetTime, Status, Time,
 };
+use harp_fs::shadow::ShadowSettings;
 
 fn call(world: &mut World, who: &Who, request: &Request<'_>) -> Status {
     status(&world.call(who, request).response)
@@ -174,6 +175,62 @@ fn renaming_one_name_of_a_file_to_another_changes_nothing() {
 }
 
 #[test]
+fn what_is_not_there_is_said_before_what_may_not_be_changed() {
+    let (mut world, top) = open_world();
+    let dir = world.mkdir(&root(), &top, b"dir", 0o755);
+    world.create(&root(), &dir, b"there", 0o666);
+    let ann = user(1000);
+    assert_eq!(world.remove(&ann, &dir, b"missing"), Status::NoEnt);
+    assert_eq!(rename(&mut world, &ann, (&dir, b"missing"), (&dir, b"x")), Status::NoEnt);
+    assert_eq!(world.remove(&ann, &dir, b"there"), Status::Access);
+    assert_eq!(rename(&mut world, &ann, (&dir, b"there"), (&dir, b"there")), Status::Ok);
+    assert_eq!(set(&mut world, &root(), &dir, mode(0o700)), Status::Ok);
+    assert_eq!(world.remove(&ann, &dir, b"missing"), Status::Access);
+    assert_eq!(
+        world.remove(&ann, &dir, b"."),
+        Status::Access,
+        "a name matters where one may search"
+    );
+}
+
+#[test]
+fn nothing_is_put_over_a_directory_that_leads_to_it() {
+    let (mut world, top) = open_world();
+    let outer = world.mkdir(&root(), &top, b"outer", 0o755);
+    let inner = world.mkdir(&root(), &outer, b"inner", 0o755);
+    world.create(&root(), &inner, b"file", 0o644);
+    let ann = user(1000);
+    for who in [root(), ann] {
+        let over = rename(&mut world, &who, (&inner, b"file"), (&top, b"outer"));
+        assert_eq!(over, Status::NotEmpty, "whoever asks and whatever it is");
+    }
+}
+
+#[test]
+fn strangers_to_its_group_take_set_gid_off_a_file_that_they_write() {
+    let (mut world, top) = open_world();
+    let file = world.create(&root(), &top, b"f", 0o2666);
+    let mode_after = |world: &mut World, who: &Who| {
+        let request = Request::Write { handle: &file, offset: 0, count: 1, stable: 2, data: b"x" };
+        assert_eq!(call(world, who, &request), Status::Ok);
+        world.attributes(&file).expect("alive").mode
+    };
+    let member = Who { groups: vec![0], ..user(1000) };
+    assert_eq!(mode_after(&mut world, &member), 0o2666);
+    assert_eq!(mode_after(&mut world, &user(1000)), 0o666);
+}
+
+#[test]
+fn a_directory_is_made_without_set_id_bits_of_its_own() {
+    let (mut world, top) = open_world();
+    let dir = world.mkdir(&root(), &top, b"d", 0o7777);
+    assert_eq!(world.attributes(&dir).expect("alive").mode, 0o1777);
+    assert_eq!(set(&mut world, &root(), &dir, mode(0o2777)), Status::Ok);
+    let below = world.mkdir(&root(), &dir, b"d", 0o755);
+    assert_eq!(world.attributes(&below).expect("alive").mode, 0o2755, "from its parent");
+}
+
+#[test]
 fn holes_use_no_space_and_cuts_give_it_back() {
     let (mut world, top) = open_world();
     let file = world.create(&root(), &top, b"f", 0o644);
@@ -291,6 +348,35 @@ fn listing_in_pieces_misses_and_repeats_nothing_that_stays() {
     assert_eq!(stays.len(), 300);
     seen.sort();
     assert!(seen.is_sorted_by(|a, b| a != b), "no name twice");
+}
+
+#[test]
+fn listing_gets_past_a_removed_front_that_is_larger_than_the_cache() {
+    // More entries than pages have room for, all in the image; then all but the last are removed,
+    // and no checkpoint has told the image.
+    const ENTRIES: usize = 120_000;
+    let settings = ShadowSettings { cache_bytes: 0, ..common::SETTINGS };
+    let mut world = World::with(settings, common::CAPACITY_BLOCKS);
+    let top = world.root();
+    for number in 0..ENTRIES {
+        world.create(&root(), &top, format!("{number}").as_bytes(), 0o644);
+    }
+    world.primary.freeze();
+    world.checkpoint_primary();
+    world.drain(usize::MAX);
+    for number in 0..ENTRIES - 1 {
+        assert_eq!(world.remove(&root(), &top, format!("{number}").as_bytes()), Status::Ok);
+    }
+    world.primary.shadow.forget_clean();
+    let fetches = world.fetches;
+    let list = Request::ReadDir { handle: &top, cookie: 2, verifier: [0; 8], count: 4096 };
+    let Response::ReadDir { listing, .. } = world.call(&root(), &list).response else {
+        panic!("a listing");
+    };
+    assert_eq!((listing.entries.len(), listing.end), (1, true));
+    assert_eq!(listing.names, format!("{}", ENTRIES - 1).as_bytes());
+    let pages = world.fetches - fetches;
+    assert!(pages < 50, "{pages} fetches, each of thousands of entries");
 }
 
 #[test]

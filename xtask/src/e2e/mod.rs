@@ -4,10 +4,12 @@
 //! Invariant: a scenario leaves no process behind, and no directory unless it failed.
 //! Source: docs/testing.md.
 
+mod differential;
 mod group;
 mod kernel_client;
 mod kills;
 mod libnfs;
+mod listing;
 mod load;
 mod losses;
 mod power;
@@ -59,6 +61,27 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[],
         guest: false,
         run: repeats::repeated_requests_run_once,
+    },
+    Scenario {
+        name: differential::NAME,
+        story: "random operations of several users, on a group and on the host: the same outcome",
+        needs: &[],
+        guest: false,
+        run: differential::random_operations,
+    },
+    Scenario {
+        name: differential::FAILOVER_NAME,
+        story: "random operations compared with the host while the primary is killed again and again",
+        needs: &[],
+        guest: false,
+        run: differential::random_operations_under_failover,
+    },
+    Scenario {
+        name: listing::NAME,
+        story: "a directory of 100,000 or a million entries shows each once while others come and go",
+        needs: &[],
+        guest: false,
+        run: listing::large_directory,
     },
     Scenario {
         name: "primary_killed_nothing_lost",
@@ -159,6 +182,8 @@ pub enum E2eError {
     Status(serde_json::Error),
     /// Something is not as it must be.
     Wrong(String),
+    /// The scenario cannot run on this machine; the text says why.
+    NotHere(String),
 }
 
 impl fmt::Display for E2eError {
@@ -171,7 +196,7 @@ impl fmt::Display for E2eError {
                 write!(f, "not within {patience:?}: {what}; seen: {seen}")
             }
             E2eError::Status(error) => write!(f, "harp status --json: {error}"),
-            E2eError::Wrong(what) => f.write_str(what),
+            E2eError::Wrong(what) | E2eError::NotHere(what) => f.write_str(what),
         }
     }
 }
@@ -201,6 +226,8 @@ pub struct Context<'a> {
     workspace: &'a Workspace,
     kit: Option<&'a Kit>,
     full: bool,
+    /// Where random choices begin, if that was given.
+    seed: Option<u64>,
     /// The scenario's own directory.
     work: PathBuf,
     transcripts: RefCell<Vec<(String, Transcript)>>,
@@ -233,8 +260,20 @@ impl Context<'_> {
     }
 }
 
-/// Runs all scenarios whose name contains one of `names`, or all when there is none.
-pub fn run(workspace: &Workspace, report: &mut Report, full: bool, names: &[String]) {
+/// Which scenarios run, and how.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Faults and operations many times over.
+    pub full: bool,
+    /// Where random choices begin.
+    pub seed: Option<u64>,
+    /// Those whose name contains one of these, or all when there is none.
+    pub names: Vec<String>,
+}
+
+/// Runs the scenarios chosen.
+pub fn run(workspace: &Workspace, report: &mut Report, choice: &Choice) {
+    let names = &choice.names;
     let selected = |scenario: &&Scenario| {
         names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str()))
     };
@@ -258,7 +297,7 @@ pub fn run(workspace: &Workspace, report: &mut Report, full: bool, names: &[Stri
             Some(Ok(kit)) => Some(kit),
             None => None,
         };
-        report.step(scenario.name, || one(scenario, workspace, kit, full));
+        report.step(scenario.name, || one(scenario, workspace, kit, choice));
     }
 }
 
@@ -273,22 +312,29 @@ fn prepare_kit(workspace: &Workspace, report: &mut Report) -> Result<Kit, String
 }
 
 /// Runs one scenario in a fresh directory, which is kept only if it fails.
-fn one(scenario: &Scenario, workspace: &Workspace, kit: Option<&Kit>, full: bool) -> Ending {
+fn one(scenario: &Scenario, workspace: &Workspace, kit: Option<&Kit>, choice: &Choice) -> Ending {
     let work = workspace.target.join("e2e").join(scenario.name);
     if let Err(error) = fresh_directory(&work) {
         return Ending::Failed(error.to_string());
     }
     let transcripts = RefCell::default();
-    let context = Context { workspace, kit, full, work, transcripts };
+    let Choice { full, seed, .. } = *choice;
+    let context = Context { workspace, kit, full, seed, work, transcripts };
     let result = (scenario.run)(&context);
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && !matches!(error, E2eError::NotHere(_))
+    {
         let mut text = format!("{error}\n    kept: {}", context.work.display());
         for (name, transcript) in context.transcripts.borrow().iter() {
             text.push_str(&format!("\n    last lines of {name}:{}", indented(&transcript.text())));
         }
         return Ending::Failed(text);
     }
-    Ending::of(doing(context.work.display(), std::fs::remove_dir_all(&context.work)))
+    let removed = doing(context.work.display(), std::fs::remove_dir_all(&context.work));
+    match (result, removed) {
+        (Err(E2eError::NotHere(why)), Ok(())) => Ending::LeftOut(why),
+        (_, removed) => Ending::of(removed),
+    }
 }
 
 /// Makes an empty directory, removing what an earlier run kept there.

@@ -67,17 +67,17 @@ fn judge(inode: &Inode, set: &SetAttr, who: &Credential<'_>) -> Step<()> {
     if let Some(size) = set.size {
         judge_size(inode, size, who)?;
     }
-    let times = [set.atime, set.mtime];
-    let to_server = times.contains(&SetTime::ToServer);
-    check(!to_server || access::may_write(inode, who), Status::Access)?;
-    let to_client = times.iter().any(|t| matches!(t, SetTime::ToClient(_)));
-    check(owns || (set.mode.is_none() && !to_client), Status::Perm)?;
     if who.uid == 0 {
         return Ok(());
     }
+    let times = [set.atime, set.mtime];
+    let to_client = times.iter().any(|t| matches!(t, SetTime::ToClient(_)));
+    check(owns || (set.mode.is_none() && !to_client), Status::Perm)?;
     // Giving a file away is root's; giving it to another of one's groups is the owner's.
     check(set.uid.is_none_or(|uid| owns && uid == inode.uid), Status::Perm)?;
-    check(set.gid.is_none_or(|gid| owns && (gid == inode.gid || who.in_group(gid))), Status::Perm)
+    check(set.gid.is_none_or(|gid| owns && (gid == inode.gid || who.in_group(gid))), Status::Perm)?;
+    let to_server = times.contains(&SetTime::ToServer);
+    check(!to_server || access::may_write(inode, who), Status::Access)
 }
 
 /// Whether the times that a client gives are times.
@@ -102,6 +102,7 @@ pub(super) fn judge_size(inode: &Inode, size: u64, who: &Credential<'_>) -> Step
 
 /// Sets owner, mode and times; the length is [`resize`]'s.
 fn assign(inode: &mut Inode, set: &SetAttr, who: &Credential<'_>, now: Time) {
+    let in_old_group = access::in_group(inode.gid, who);
     inode.uid = set.uid.unwrap_or(inode.uid);
     inode.gid = set.gid.unwrap_or(inode.gid);
     if let Some(mode) = set.mode {
@@ -109,7 +110,8 @@ fn assign(inode: &mut Inode, set: &SetAttr, who: &Credential<'_>, now: Time) {
     }
     let given_away = set.uid.is_some() || set.gid.is_some();
     if given_away && inode.kind != FileType::Directory {
-        inode.mode = access::without_set_id(inode.mode);
+        let keeps_set_gid = set.mode.is_some() || in_old_group;
+        inode.mode = access::without_set_id(inode.mode, keeps_set_gid);
     }
     inode.atime = resolve_time(set.atime, inode.atime, now);
     inode.mtime = resolve_time(set.mtime, inode.mtime, now);

@@ -59,9 +59,8 @@ pub(super) fn mknod(
     set: &SetAttr,
     device: (u32, u32),
 ) -> Planned {
-    let root = p.context.credential.uid == 0;
     let (judged, device) = match kind {
-        FileType::Block | FileType::Character => (check(root, Status::Perm), device),
+        FileType::Block | FileType::Character => (Ok(()), device),
         FileType::Socket | FileType::Fifo => (Ok(()), (0, 0)),
         FileType::Regular | FileType::Directory | FileType::Symlink => {
             (fail(Status::BadType), (0, 0))
@@ -103,8 +102,8 @@ fn open(
     seen: &mut Option<Object>,
 ) -> Step<(Object, Option<Entry>, Super)> {
     let counts = p.super_block();
-    let (dir, found) = p.open_dir(what, DOTS, access::EXECUTE, seen)?;
-    Ok((dir, found, counts?))
+    let (dir, found) = p.open_dir(what, DOTS, seen)?;
+    Ok((dir, found?, counts?))
 }
 
 fn create_file(
@@ -168,7 +167,9 @@ fn add(
     let who = p.context.credential;
     let volume = p.context.volume;
     let mut dir = before;
-    check(access::allows(&dir.inode, &who, access::WRITE), Status::Access)?;
+    p.check_writable(&dir)?;
+    let device = matches!(sort.kind, FileType::Block | FileType::Character);
+    check(!device || who.uid == 0, Status::Perm)?;
     check(counts.used_inodes < volume.capacity_inodes, Status::NoSpc)?;
     check(set.size.is_none_or(|size| size <= FILE_SIZE_MAX), Status::FBig)?;
     judge_times(set)?;
@@ -201,9 +202,11 @@ fn new_inode(p: &Planner<'_, '_>, dir: &Object, ino: u64, set: &SetAttr, sort: &
         gid = set.gid.unwrap_or(gid);
     }
     let directory = sort.kind == FileType::Directory;
+    let asked = set.mode.unwrap_or(0);
     let mode = match sort.kind {
         FileType::Symlink => 0o777,
-        _ => access::mode_settable(set.mode.unwrap_or(0), gid, &who),
+        FileType::Directory => asked & (access::PERMISSIONS | access::STICKY),
+        _ => access::mode_of_new(asked, gid, &who),
     };
     let size = match sort.kind {
         FileType::Regular => set.size.unwrap_or(0),

@@ -6,7 +6,6 @@
 //! Source: RFC 1813 sections 3.3.5 and 3.3.15.
 
 use super::{Done, LINK_MAX, Object, Planned, Planner, Step, check};
-use crate::access;
 use crate::inode::Known;
 use crate::need::Need;
 use crate::request::{DirName, FileType, Response, Status};
@@ -48,14 +47,13 @@ fn add(
     seen_dir: &mut Option<Object>,
 ) -> Step<Done> {
     let file = p.resolve(handle);
-    let opened = p.open_dir(to, (Status::Exist, Status::Exist), access::EXECUTE, seen_dir);
+    let opened = p.open_dir(to, (Status::Exist, Status::Exist), seen_dir);
     let file = file?;
     *seen_file = Some(file);
     let (before, found) = opened?;
+    check(found?.is_none(), Status::Exist)?;
+    p.check_writable(&before)?;
     check(!file.is_dir(), Status::IsDir)?;
-    check(found.is_none(), Status::Exist)?;
-    let writable = access::allows(&before.inode, &p.context.credential, access::WRITE);
-    check(writable, Status::Access)?;
     check(file.inode.nlink < LINK_MAX, Status::MLink)?;
     let (mut dir, mut linked) = (before, file);
     linked.inode.nlink += 1;

@@ -25,8 +25,8 @@ fn find(p: &mut Planner<'_, '_>, what: &DirName<'_>, seen: &mut Option<Object>) 
     if what.name != b"." && what.name != b".." {
         // The answers to the two dots are never used here.
         let dots = (Status::NoEnt, Status::NoEnt);
-        let (_, entry) = p.open_dir(what, dots, access::EXECUTE, seen)?;
-        return match entry {
+        let (_, entry) = p.open_dir(what, dots, seen)?;
+        return match entry? {
             Some(entry) => p.named(entry.ino),
             None => super::fail(Status::NoEnt),
         };

@@ -296,16 +296,18 @@ impl Planner<'_, '_> {
         }
     }
 
-    /// The directory and the entry that `what` names. `dot` is the answer to "." and "..". `want`
-    /// is the permission needed on the directory. `seen` receives the directory as soon as it is
+    /// The directory of `what`, which may be searched, and the entry that `what` names there.
+    /// `dots` are the answers to "." and "..". `seen` receives the directory as soon as it is
     /// known, for the reply of a failure.
+    ///
+    /// The entry is a step of its own: a system call with two paths finds both directories before
+    /// it looks at either name.
     fn open_dir(
         &mut self,
         what: &DirName<'_>,
         dots: (Status, Status),
-        want: u32,
         seen: &mut Option<Object>,
-    ) -> Step<(Object, Option<Entry>)> {
+    ) -> Step<(Object, Step<Option<Entry>>)> {
         let target = self.target(what.dir)?;
         let dir = match self.living(target) {
             Ok(dir) => dir,
@@ -319,10 +321,16 @@ impl Planner<'_, '_> {
         };
         *seen = Some(dir);
         check(dir.is_dir(), Status::NotDir)?;
-        judge_name(what.name, dots)?;
-        check(access::allows(&dir.inode, &self.context.credential, want), Status::Access)?;
-        let entry = self.entry(dir.ino, what.name)?;
+        let searchable = access::allows(&dir.inode, &self.context.credential, access::EXECUTE);
+        check(searchable, Status::Access)?;
+        let entry = judge_name(what.name, dots).and_then(|()| self.entry(dir.ino, what.name));
         Ok((dir, entry))
+    }
+
+    /// Fails unless the entries of `dir` may be changed by who asks.
+    fn check_writable(&self, dir: &Object) -> Step<()> {
+        let writable = access::allows(&dir.inode, &self.context.credential, access::WRITE);
+        check(writable, Status::Access)
     }
 }
 

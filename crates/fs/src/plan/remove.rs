@@ -9,9 +9,6 @@ use crate::access;
 use crate::inode::{Entry, Super};
 use crate::request::{DirName, Response, Status};
 
-/// Permission that taking out an entry needs.
-pub(super) const CHANGE: u32 = access::WRITE | access::EXECUTE;
-
 pub(super) fn remove(p: &mut Planner<'_, '_>, what: &DirName<'_>) -> Planned {
     let mut dir = None;
     let dots = (Status::Inval, Status::Inval);
@@ -41,8 +38,9 @@ fn open(
     seen: &mut Option<Object>,
 ) -> Step<(Object, Entry, Object, Super)> {
     let counts = p.super_block();
-    let (dir, entry) = p.open_dir(what, dots, CHANGE, seen)?;
-    let Some(entry) = entry else { return fail(Status::NoEnt) };
+    let (dir, entry) = p.open_dir(what, dots, seen)?;
+    let Some(entry) = entry? else { return fail(Status::NoEnt) };
+    p.check_writable(&dir)?;
     let victim = p.named(entry.ino)?;
     let sticky = access::sticky_allows(&dir.inode, &victim.inode, &p.context.credential);
     check(sticky, Status::Perm)?;

@@ -4,7 +4,6 @@
 //! Invariant: a moved directory's parent is the directory that holds its entry.
 //! Source: RFC 1813 section 3.3.14; POSIX rename.
 
-use super::remove::CHANGE;
 use super::{Done, LINK_MAX, Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{Entry, ROOT, Super};
@@ -46,10 +45,10 @@ fn open(
     to_seen: &mut Option<Object>,
 ) -> Step<Move> {
     let counts = p.super_block();
-    let source = p.open_dir(from, DOTS, CHANGE, from_seen);
-    let target = p.open_dir(to, DOTS, CHANGE, to_seen);
+    let source = p.open_dir(from, DOTS, from_seen);
+    let target = p.open_dir(to, DOTS, to_seen);
     let ((from, entry), (to, target)) = (source?, target?);
-    let Some(source_entry) = entry else { return fail(Status::NoEnt) };
+    let (Some(source_entry), target) = (entry?, target?) else { return fail(Status::NoEnt) };
     let source = p.named(source_entry.ino);
     let replaced = target.map(|entry| p.named(entry.ino).map(|object| (entry, object)));
     let (source, replaced) = (source?, replaced.transpose()?);
@@ -72,35 +71,47 @@ fn carry_out(p: &mut Planner<'_, '_>, parts: Move, from_name: &[u8], to_name: &[
 fn judge(p: &mut Planner<'_, '_>, parts: &Move) -> Step<()> {
     let Move { from, to, source, .. } = parts;
     let who = p.context.credential;
+    let moves_dir = source.is_dir() && from.ino != to.ino;
+    if moves_dir {
+        not_below(p, to, source.ino, Status::Inval)?;
+    }
+    if let Some((_, replaced)) = &parts.replaced
+        && replaced.is_dir()
+        && from.ino != to.ino
+    {
+        not_below(p, from, replaced.ino, Status::NotEmpty)?;
+    }
+    p.check_writable(from)?;
     check(access::sticky_allows(&from.inode, &source.inode, &who), Status::Perm)?;
+    p.check_writable(to)?;
     if let Some((_, replaced)) = &parts.replaced {
         check(access::sticky_allows(&to.inode, &replaced.inode, &who), Status::Perm)?;
         match (source.is_dir(), replaced.is_dir()) {
             (true, false) => return fail(Status::NotDir),
             (false, true) => return fail(Status::IsDir),
-            _ => check(!replaced.is_dir() || replaced.inode.entry_count == 0, Status::NotEmpty)?,
+            _ => {}
         }
     }
-    if source.is_dir() && from.ino != to.ino {
+    if moves_dir {
         // Its ".." changes.
-        check(access::allows(&source.inode, &who, access::WRITE), Status::Access)?;
+        p.check_writable(source)?;
         check(parts.replaced.is_some() || to.inode.nlink < LINK_MAX, Status::MLink)?;
-        not_below(p, to, source.ino)?;
     }
-    Ok(())
+    let full = |(_, replaced): &(_, Object)| replaced.inode.entry_count > 0;
+    check(!parts.replaced.as_ref().is_some_and(full), Status::NotEmpty)
 }
 
-/// Fails if `dir` is `ancestor` or lies below it.
-fn not_below(p: &mut Planner<'_, '_>, dir: &Object, ancestor: u64) -> Step<()> {
+/// Fails with `status` if `dir` is `ancestor` or lies below it.
+fn not_below(p: &mut Planner<'_, '_>, dir: &Object, ancestor: u64, status: Status) -> Step<()> {
     let mut at = *dir;
     for _ in 0..DEPTH_MAX {
-        check(at.ino != ancestor, Status::Inval)?;
+        check(at.ino != ancestor, status)?;
         if at.ino == ROOT {
             return Ok(());
         }
         at = p.named(at.inode.parent)?;
     }
-    fail(Status::Inval)
+    fail(status)
 }
 
 /// Writes the effects; gives the two directories' `wcc_data`.

@@ -105,11 +105,17 @@ impl Model {
         node.mode >> shift & bit == bit
     }
 
-    fn dir(&self, id: usize, who: &Who, bits: &[u32]) -> Out<&Node> {
+    /// A directory that may be searched.
+    fn dir(&self, id: usize, who: &Who) -> Out<&Node> {
         let node = self.node(id)?;
         need(node.kind == FileType::Directory, Status::NotDir)?;
-        need(bits.iter().all(|bit| self.permits(node, who, *bit)), Status::Access)?;
+        need(self.permits(node, who, 1), Status::Access)?;
         Ok(node)
+    }
+
+    /// Whether entries of `dir` may be changed.
+    fn writable(&self, dir: &Node, who: &Who) -> Out<()> {
+        need(self.permits(dir, who, 2), Status::Access)
     }
 
     fn sticky_ok(&self, dir: &Node, node: &Node, who: &Who) -> bool {
@@ -117,7 +123,7 @@ impl Model {
     }
 
     pub fn lookup(&self, dir: usize, name: &[u8], who: &Who) -> Out<usize> {
-        let node = self.dir(dir, who, &[1])?;
+        let node = self.dir(dir, who)?;
         match name {
             b"." => Ok(dir),
             b".." => Ok(node.parent),
@@ -196,9 +202,6 @@ impl Model {
             self.regular(id)?;
             need(self.may_write(node, who), Status::Access)?;
         }
-        if set.atime == SetTime::ToServer || set.mtime == SetTime::ToServer {
-            need(owns || self.permits(node, who, 2), Status::Access)?;
-        }
         let client = |t: SetTime| matches!(t, SetTime::ToClient(_));
         need(!(client(set.atime) || client(set.mtime)) || owns, Status::Perm)?;
         need(set.mode.is_none() || owns, Status::Perm)?;
@@ -209,6 +212,10 @@ impl Model {
             let known = gid == node.gid || who.member(gid);
             need(who.uid == 0 || (owns && known), Status::Perm)?;
         }
+        if set.atime == SetTime::ToServer || set.mtime == SetTime::ToServer {
+            need(owns || self.permits(node, who, 2), Status::Access)?;
+        }
+        let stranger = set.mode.is_none() && who.uid != 0 && !who.member(node.gid);
         let node = self.edit(id);
         if let Some(size) = set.size {
             node.data.resize(size as usize, 0);
@@ -221,7 +228,7 @@ impl Model {
             node.mode = mode & if foreign { 0o5777 } else { 0o7777 };
         }
         if (set.uid.is_some() || set.gid.is_some()) && node.kind != FileType::Directory {
-            node.mode = unprivileged(node.mode);
+            node.mode = unprivileged(node.mode, stranger);
         }
         for (set, time) in [(set.atime, &mut node.atime), (set.mtime, &mut node.mtime)] {
             match set {
@@ -244,11 +251,11 @@ impl Model {
         target: &[u8],
         now: Time,
     ) -> Out<usize> {
-        let dir = self.dir(at.0, who, &[1])?;
+        let dir = self.dir(at.0, who)?;
         need(!dir.children.contains_key(at.1), Status::Exist)?;
+        self.writable(dir, who)?;
         let device = matches!(kind, FileType::Block | FileType::Character);
         need(!device || who.uid == 0, Status::Perm)?;
-        need(self.permits(dir, who, 2), Status::Access)?;
         let inherits = dir.mode & 0o2000 != 0;
         let mut gid = if inherits { dir.gid } else { who.gid };
         let mut uid = who.uid;
@@ -257,11 +264,11 @@ impl Model {
             gid = set.gid.unwrap_or(gid);
         }
         let mut mode = set.mode.unwrap_or(0) & 0o7777;
-        if who.uid != 0 && !who.member(gid) {
+        if who.uid != 0 && !who.member(gid) && mode & 0o10 != 0 {
             mode &= 0o5777;
         }
-        if kind == FileType::Directory && inherits {
-            mode |= 0o2000;
+        if kind == FileType::Directory {
+            mode = mode & 0o1777 | if inherits { 0o2000 } else { 0 };
         }
         if kind == FileType::Symlink {
             mode = 0o777;
@@ -298,7 +305,7 @@ impl Model {
         verifier: Option<[u8; 8]>,
         now: Time,
     ) -> Out<usize> {
-        let dir = self.dir(at.0, who, &[1])?;
+        let dir = self.dir(at.0, who)?;
         let Some(id) = dir.children.get(at.1).copied() else {
             let id = self.make(at, who, FileType::Regular, set, b"", now)?;
             self.edit(id).verifier = verifier;
@@ -321,10 +328,10 @@ impl Model {
 
     pub fn link(&mut self, id: usize, to: (usize, &[u8]), who: &Who, now: Time) -> Out<()> {
         let node = self.node(id)?;
-        let dir = self.dir(to.0, who, &[1])?;
-        need(node.kind != FileType::Directory, Status::IsDir)?;
+        let dir = self.dir(to.0, who)?;
         need(!dir.children.contains_key(to.1), Status::Exist)?;
-        need(self.permits(dir, who, 2), Status::Access)?;
+        self.writable(dir, who)?;
+        need(node.kind != FileType::Directory, Status::IsDir)?;
         let node = self.edit(id);
         node.names += 1;
         node.ctime = now;
@@ -334,8 +341,9 @@ impl Model {
     }
 
     pub fn remove(&mut self, at: (usize, &[u8]), who: &Who, dir: bool, now: Time) -> Out<()> {
-        let holder = self.dir(at.0, who, &[2, 1])?;
+        let holder = self.dir(at.0, who)?;
         let id = *holder.children.get(at.1).ok_or(Status::NoEnt)?;
+        self.writable(holder, who)?;
         let node = self.node(id)?;
         need(self.sticky_ok(holder, node, who), Status::Perm)?;
         if dir {
@@ -357,27 +365,34 @@ impl Model {
         who: &Who,
         now: Time,
     ) -> Out<()> {
-        let from_dir = self.dir(from.0, who, &[2, 1])?;
-        let to_dir = self.dir(to.0, who, &[2, 1])?;
+        let from_dir = self.dir(from.0, who)?;
+        let to_dir = self.dir(to.0, who)?;
         let id = *from_dir.children.get(from.1).ok_or(Status::NoEnt)?;
         let node = self.node(id)?;
         let old = to_dir.children.get(to.1).copied();
         if old == Some(id) {
             return Ok(());
         }
-        need(self.sticky_ok(from_dir, node, who), Status::Perm)?;
         let is_dir = node.kind == FileType::Directory;
+        need(!is_dir || from.0 == to.0 || !self.below(to.0, id), Status::Inval)?;
+        if let Some(old) = old {
+            need(from.0 == to.0 || !self.below(from.0, old), Status::NotEmpty)?;
+        }
+        self.writable(from_dir, who)?;
+        need(self.sticky_ok(from_dir, node, who), Status::Perm)?;
+        self.writable(to_dir, who)?;
         if let Some(old) = old {
             let old = self.node(old)?;
             need(self.sticky_ok(to_dir, old, who), Status::Perm)?;
             let old_dir = old.kind == FileType::Directory;
             need(!is_dir || old_dir, Status::NotDir)?;
             need(is_dir || !old_dir, Status::IsDir)?;
-            need(old.children.is_empty(), Status::NotEmpty)?;
         }
         if is_dir && from.0 != to.0 {
-            need(self.permits(node, who, 2), Status::Access)?;
-            need(!self.below(to.0, id), Status::Inval)?;
+            self.writable(node, who)?;
+        }
+        if let Some(old) = old {
+            need(self.node(old)?.children.is_empty(), Status::NotEmpty)?;
         }
         self.edit(from.0).children.remove(from.1);
         self.edit(to.0).children.insert(to.1.to_vec(), id);
@@ -419,12 +434,14 @@ impl Model {
 
 fn written(node: &mut Node, who: &Who, now: Time) {
     if who.uid != 0 {
-        node.mode = if node.mode & 0o6000 == 0 { node.mode } else { unprivileged(node.mode) };
+        let stranger = !who.member(node.gid);
+        node.mode = unprivileged(node.mode, stranger);
     }
     (node.mtime, node.ctime) = (now, now);
 }
 
-fn unprivileged(mode: u32) -> u32 {
+/// The mode after a change of data or owner, by a stranger to the group or not.
+fn unprivileged(mode: u32, stranger: bool) -> u32 {
     let mode = mode & !0o4000;
-    if mode & 0o10 == 0 { mode } else { mode & !0o2000 }
+    if mode & 0o10 == 0 && !stranger { mode } else { mode & !0o2000 }
 }
