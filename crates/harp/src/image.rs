@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use harp_engine::{FileDisk, LmdbEngine, LmdbOptions, SEGMENT_BLOCKS};
+use harp_node::fs::key::RootOwner;
 use harp_node::store::{Limits, Store, StoreError};
 
 use crate::error::HarpError;
@@ -26,14 +27,19 @@ fn engine_and_disk(dir: &Path) -> Result<(LmdbEngine, FileDisk), StoreError> {
 }
 
 /// Makes the image in `dir`: of an empty file system if the whole group is being formatted (`first`),
-/// else one to be loaded from another copy.
-pub fn format(dir: &Path, group: &[u8; 16], first: bool) -> Result<(), HarpError> {
+/// else one to be loaded from another copy. `owner` is that of an empty file system's root.
+pub fn format(
+    dir: &Path,
+    group: &[u8; 16],
+    owner: RootOwner,
+    first: bool,
+) -> Result<(), HarpError> {
     for part in ["meta", "data"] {
         let part = dir.join(part);
         std::fs::create_dir_all(&part).map_err(|error| HarpError::file("create", &part, error))?;
     }
     engine_and_disk(dir)
-        .and_then(|(engine, disk)| harp_node::format_image(&engine, &disk, group, first))
+        .and_then(|(engine, disk)| harp_node::format_image(&engine, &disk, group, owner, first))
         .map_err(|error| failed(dir, error))
 }
 

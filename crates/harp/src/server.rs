@@ -16,15 +16,19 @@ use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::admin::Admins;
 use crate::clock;
-use crate::config::{Config, Lock, durability_name};
+use crate::config::{Config, Place, durability_name};
 use crate::control::ToSupervisor;
 use crate::error::HarpError;
-use crate::eventloop::{End, EventLoop, Parts, StoreWorkers, Workers};
+use crate::eventloop::{Door, End, EventLoop, Parts, StoreWorkers, Workers};
+use crate::formatting;
+use crate::gate::{self, Gate};
 use crate::handshake::{Identity, PROTOCOL_VERSION};
 use crate::image::{self, Image};
 use crate::links::Links;
+use crate::lock::Lock;
 use crate::logdisk::FileLogDisk;
 use crate::poller::Poller;
+use crate::relay::Relays;
 use crate::ringmem::RingMapping;
 use crate::serverdir::{self, Contents};
 use crate::worker::{Bell, Courtesy, Pace, Worker};
@@ -65,12 +69,21 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
     raise_descriptor_limit();
     let signals = signals()?;
     let dir = config.server_dir(me);
+    if let Place::Machines(_) = config.place {
+        formatting::demand(config, me)?;
+    }
     std::fs::create_dir_all(&dir).map_err(|error| HarpError::file("create", &dir, error))?;
     let _lock = Lock::take(&dir.join("lock"))?;
     // First of all, so that a peer that starts at the same time connects at once.
     let address = config.peers[me.index()];
-    let listener = TcpListener::bind(address)
-        .map_err(|error| HarpError::io(format!("listen for peers on {address}"), error))?;
+    let listener = TcpListener::bind(address).map_err(|error| {
+        HarpError::listen("peers", address, &format!("server.{me}.peer"), error)
+    })?;
+    // Clients wait in its queue until somebody serves.
+    let gate = match config.place {
+        Place::Here { .. } => None,
+        Place::Machines(_) => Some(gate::listen(config.nfs(me), &format!("server.{me}.nfs"))?),
+    };
     let mut remarks = Vec::new();
     match serverdir::contents(&dir)? {
         Contents::Formatted => {}
@@ -82,7 +95,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
             ));
         }
     }
-    let parts = boot(config, me, listener, control, signals)?;
+    let parts = boot(config, me, (listener, gate), control, signals)?;
     let mut turning = EventLoop::new(parts)?;
     turning.tell(ToSupervisor::Started);
     for text in remarks {
@@ -97,7 +110,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
 fn boot(
     config: &Config,
     me: ServerId,
-    listener: TcpListener,
+    (listener, gate): (TcpListener, Option<TcpListener>),
     control: Option<OwnedFd>,
     signals: OwnedFd,
 ) -> Result<Parts, HarpError> {
@@ -133,10 +146,17 @@ fn boot(
         servers: config.peers.len() as u8,
         version: PROTOCOL_VERSION,
     };
+    let door = match gate {
+        None => None,
+        Some(gate) => Some(Door {
+            gate: Gate::new(gate, &poller)?,
+            relays: Relays::new(identity.clone(), &config.peers),
+        }),
+    };
     let links = Links::new(identity, listener, &config.peers, clock::steady(), &poller)?;
     let admins = Admins::listen(&config.admin_socket(me), &poller)?;
     let durability = durability_name(config.durability);
-    Ok(Parts { node, ring, workers, links, admins, control, signals, poller, durability })
+    Ok(Parts { node, ring, workers, links, admins, control, door, signals, poller, durability })
 }
 
 /// A server without its view file has forgotten what it promised: media loss, never a first start.

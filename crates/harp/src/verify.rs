@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use harp_node::vr::ServerId;
 
-use crate::admin::{Answer, Request, ask};
+use crate::admin::{Answer, Request};
 use crate::config::Config;
 use crate::error::HarpError;
+use crate::operator::ask;
 use crate::status::{GroupStatus, PATIENCE, gather};
 
 /// How long all copies may take to be members of the view.
@@ -79,7 +80,7 @@ fn await_digest(
 ) -> Result<Seen, HarpError> {
     let mut silent = 0;
     loop {
-        match ask(&config.admin_socket(copy), Request::Digest(op), PATIENCE) {
+        match ask(config, copy, Request::Digest(op), PATIENCE) {
             Ok(Answer::Digest(Ok(digest))) => return Ok(Seen::Digest(digest)),
             Ok(Answer::Digest(Err(why))) => {
                 return Err(refused(format!("copy {copy} is damaged at op {op}: {why}")));
@@ -102,7 +103,7 @@ pub fn verify(config: &Config) -> Result<Verified, HarpError> {
     let mut lost = String::from("no barrier was logged");
     for _ in 0..ATTEMPTS {
         let primary = await_copies(config)?;
-        let op = match ask(&config.admin_socket(primary), Request::Verify, BARRIER) {
+        let op = match ask(config, primary, Request::Verify, BARRIER) {
             Ok(Answer::Barrier(Some(op))) => op,
             Ok(_) => continue,
             Err(error) => {

@@ -81,7 +81,7 @@ impl From<DiskError> for BootError {
 }
 
 /// The view that a group is formatted in. It never serves: the first start forms another above it.
-fn first_view() -> View {
+pub fn first_view() -> View {
     View::new(0, 1, 0, ServerId(0))
 }
 

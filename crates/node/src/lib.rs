@@ -6,6 +6,7 @@ mod api;
 mod apply;
 mod boot;
 mod clients;
+mod export;
 mod gather;
 mod jobs;
 mod node;
@@ -14,7 +15,8 @@ mod record;
 mod serve;
 
 pub use api::*;
-pub use boot::BootError;
+pub use boot::{BootError, first_view};
+pub use export::{Export, Network, NetworkError, Squash};
 pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
 

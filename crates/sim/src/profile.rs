@@ -6,7 +6,7 @@
 //! Times are a tenth of a deployment's, so that a few thousand operations see many failovers.
 
 use harp_node::vr::{Planted, ServerId, Shape};
-use harp_node::{Durability, Settings};
+use harp_node::{Durability, Export, Settings};
 
 use crate::nemesis::FaultSet;
 use crate::rng::{Rng, Stream};
@@ -245,6 +245,7 @@ impl Profile {
             bytes[8..].copy_from_slice(&identity.draw().to_le_bytes());
             bytes
         };
+        let allow = vec!["0.0.0.0/0".parse().expect("every client")];
         Settings {
             shape: self.shape,
             me,
@@ -260,6 +261,7 @@ impl Profile {
             checkpoint_bytes: self.checkpoint_bytes,
             cache_bytes: self.cache_bytes,
             capacity_blocks: 1 << 20,
+            export: Export { allow, ..Export::default() },
             nfs_port: 2049,
             planted: self.wish.planted,
         }
