@@ -2,7 +2,7 @@
 //! Owns: which rows, cuts and blocks a generation comes to, in the order the store wants.
 //! Never: runs on the server's loop; writes anything itself.
 //! Invariant: rows ascend by key, cuts by file, blocks by file and block; every merged block has
-//! the checksum that its last record promised.
+//! the checksum that its last record promised, unless the image below is partial.
 //! Source: ARCHITECTURE.md; docs/disk-format.md.
 
 use crate::blocks::{Base, BlockSlot, LogBytes};
@@ -37,7 +37,8 @@ pub struct MergedBlocks<'a> {
     log: &'a dyn LogBytes,
     /// Slots in order of file and block, each with its place in `merged` if it has one.
     order: Vec<(u32, Option<u32>)>,
-    merged: Vec<Box<Block>>,
+    /// With its checksum.
+    merged: Vec<(Box<Block>, u32)>,
 }
 
 impl MergedBlocks<'_> {
@@ -46,11 +47,17 @@ impl MergedBlocks<'_> {
         self.order.iter().map(|(slot, merged)| {
             let blocks = &self.generation.blocks;
             let slot = &blocks.slots()[*slot as usize];
-            let data = match merged {
-                Some(merged) => &*self.merged[*merged as usize],
-                None => blocks.whole(slot, self.log).expect("a block that needs no merging"),
+            let (data, crc) = match merged {
+                Some(merged) => {
+                    let (data, crc) = &self.merged[*merged as usize];
+                    (&**data, *crc)
+                }
+                None => {
+                    let data = blocks.whole(slot, self.log);
+                    (data.expect("a block that needs no merging"), slot.crc)
+                }
             };
-            BlockOut { ino: slot.ino, block: slot.block, crc: slot.crc, data }
+            BlockOut { ino: slot.ino, block: slot.block, crc, data }
         })
     }
 
@@ -70,7 +77,7 @@ impl Generation {
     /// that this generation goes on top of: at [`Generation::begin`], or between that and its end.
     ///
     /// Errors: those of `put` and of the base; [`ImageError::NoInode`] if it lacks an inode that
-    /// was touched.
+    /// was touched and is not partial.
     pub fn metadata(&self, base: &dyn ImageReader, put: &mut PutRow<'_>) -> Result<(), ImageError> {
         if let Some(counters) = &self.counters {
             put(&key::super_key(), Some(&counters.encode()))?;
@@ -78,7 +85,11 @@ impl Generation {
         let mut objects: Vec<&ObjectSlot> = self.objects.slots().iter().collect();
         objects.sort_unstable_by_key(|slot| slot.ino);
         for slot in &objects {
-            let value = self.inode_value(base, slot)?;
+            let value = match self.inode_value(base, slot) {
+                // It comes with a later piece of the image, or went before the piece that is here.
+                Err(ImageError::NoInode { .. }) if base.is_partial() => continue,
+                value => value?,
+            };
             put(&key::inode_key(slot.ino), value.as_deref())?;
         }
         for slot in &objects {
@@ -160,7 +171,7 @@ impl Generation {
     /// [`Generation::metadata`].
     ///
     /// Errors: the base's own; [`ImageError::BadBlock`] if a merged block is not what its record
-    /// promised.
+    /// promised though the base is not partial.
     pub fn blocks<'a>(
         &'a self,
         log: &'a dyn LogBytes,
@@ -179,12 +190,15 @@ impl Generation {
             match self.blocks.whole(slot, log) {
                 // Whole blocks in the log lie under their record's checksum.
                 Some(_) if matches!(slot.base, Base::Log(_)) => {}
-                Some(data) => check(slot, data)?,
+                Some(data) => _ = check(slot, data)?,
                 None => {
                     let content = self.merge(slot, log, base)?;
-                    check(slot, &content)?;
+                    let crc = match base.is_partial() {
+                        true => crc32c::crc32c(&content[..]),
+                        false => check(slot, &content)?,
+                    };
                     *place = Some(merged.len() as u32);
-                    merged.push(content);
+                    merged.push((content, crc));
                 }
             }
         }
@@ -210,9 +224,9 @@ impl Generation {
     }
 }
 
-fn check(slot: &BlockSlot, data: &Block) -> Result<(), ImageError> {
+fn check(slot: &BlockSlot, data: &Block) -> Result<u32, ImageError> {
     match crc32c::crc32c(data) == slot.crc {
-        true => Ok(()),
+        true => Ok(slot.crc),
         false => Err(ImageError::BadBlock { ino: slot.ino, block: slot.block }),
     }
 }

@@ -100,6 +100,12 @@ pub trait ImageReader {
     /// The op the view is exact at.
     fn op(&self) -> u64;
 
+    /// Whether the image is one that is being loaded from another copy while the log is redone over it.
+    /// Objects may be missing in it, or newer than the log has got to; what is redone later sets both right.
+    fn is_partial(&self) -> bool {
+        false
+    }
+
     /// The value under `key`, if there is one.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ImageError>;
 

@@ -24,6 +24,8 @@ pub const FILE_NAME: &str = "harp.toml";
 pub const UNFINISHED_NAME: &str = "harp.toml.new";
 /// Bytes of a configuration file at most.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of an image that a copy hands over at once to one that lost its own: a few milliseconds of reading.
+const IMAGE_PART_BYTES: usize = 1 << 20;
 
 /// What can be tuned. Sizes in bytes, times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,6 +256,7 @@ impl Config {
             segment_bytes: tuning.segment_bytes,
             segments_max: tuning.segments_max,
             checkpoint_bytes: tuning.checkpoint_bytes,
+            image_part_bytes: IMAGE_PART_BYTES,
             cache_bytes: tuning.cache_bytes,
             capacity_blocks: tuning.capacity_bytes / 4096,
             export: self.export.clone(),

@@ -61,6 +61,8 @@ pub struct Settings {
     pub segments_max: u64,
     /// Dirty bytes (log pinned and memory) at which a checkpoint starts at the latest.
     pub checkpoint_bytes: u64,
+    /// A part of an image that another copy loads ends at the first row or stretch that brings it to this length.
+    pub image_part_bytes: usize,
     /// Memory of the cache of clean objects.
     pub cache_bytes: u64,
     /// Blocks of 4,096 bytes the file system may hold.

@@ -64,7 +64,8 @@ impl Node {
             other => {
                 let nothing = copy.shadow.apply(op, &[], at.0, &self.bytes);
                 nothing.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
-                if other == kind::BARRIER {
+                // An image that is being loaded has no digest.
+                if other == kind::BARRIER && copy.load.is_none() {
                     copy.barrier = Some(op);
                 }
             }
@@ -88,7 +89,8 @@ impl Node {
         let full = pinned > ring / 2;
         let old = now.steady.since(copy.last_checkpoint) > CHECKPOINT_NANOS;
         let barrier = copy.barrier.is_some();
-        if !(barrier || changed && (big || full || old)) {
+        let completes = copy.load.as_ref().is_some_and(|l| l.reaches(copy.shadow_op));
+        if !(barrier || changed && (big || full || old || completes)) {
             return;
         }
         if let Some(op) = copy.barrier {
@@ -105,6 +107,7 @@ impl Node {
             generation: copy.shadow.freeze(op),
             rows: copy.clients.changed_rows(op),
             configuration: configuration_row(self.replica.configuration()),
+            partial: copy.is_partial_at(op),
         };
         copy.log_bytes = 0;
         copy.checkpoint = Some(RunningCheckpoint { op, frozen: Some(frozen) });
@@ -138,6 +141,8 @@ impl Node {
         copy.lb = op;
         self.replica.on_checkpoint(Op(op));
         self.after_barrier(out);
+        self.try_discard(out);
+        self.complete_image(out);
         self.try_stage(now, out);
     }
 

@@ -15,6 +15,7 @@ use harp_vr::{
 use crate::api::{Durability, Now, Settings};
 use crate::jobs::{ImageState, RingBytes};
 use crate::node::{Copy, Node};
+use crate::rebuild::Load;
 use crate::record::{self, kind};
 
 /// Why a server cannot be formatted or started.
@@ -192,6 +193,9 @@ impl Node {
         }
         let mut log = recovered.log;
         let intact = recovered.verdict == Verdict::Intact && !durable.log_void;
+        // One whose loading was interrupted is loaded anew.
+        let image_whole = image.as_ref().is_some_and(|i| i.whole);
+        let image = image.map(|i| if i.whole { i } else { ImageState::empty() });
         let lb = image.as_ref().map(|i| i.lb);
         if !intact {
             // Amnesia: the log counts for nothing until a view change brings a whole one.
@@ -215,6 +219,7 @@ impl Node {
             tag_configuration: head_configuration(log.extra()),
             cp,
             image: lb.map(Op),
+            image_whole,
         };
         let now = clock();
         let replica = Replica::new(replica_settings(&settings), start, now.steady);
@@ -255,6 +260,9 @@ impl Node {
             digest: None,
             draining: false,
             filling: false,
+            load: (!image.whole).then(|| Load::new(now.steady)),
+            reading_parts: ServerSet::EMPTY,
+            lent: None,
         });
         let volume = volume(&settings);
         let mut node = Node {

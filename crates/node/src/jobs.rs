@@ -15,8 +15,11 @@ use harp_store::{
     BlockWrite, Checkpoint, Content, Cut, Disk, Engine, MetadataSink, Reader, Store, StoreError,
     Stretch, Table, Walk,
 };
+use harp_vr::{ServerId, View};
 
 use crate::clients::{ClientTable, ROW_PREFIX, Row};
+use crate::part::{Part, PartSource, Place, Section};
+use crate::rebuild::{Loaded, PartRead};
 
 /// First byte of the row that holds the configuration, behind the client table's.
 const CONFIGURATION_KEY: &[u8] = &[0xC1];
@@ -37,10 +40,33 @@ pub struct StoreJob(pub(crate) Work);
 
 #[derive(Debug)]
 pub(crate) enum Work {
-    Fetch { id: u64, needs: Vec<Need> },
+    Fetch {
+        id: u64,
+        needs: Vec<Need>,
+    },
     Checkpoint(Frozen),
-    Digest { op: u64 },
+    Digest {
+        op: u64,
+    },
     Reload,
+    /// Empty the image, to load another one.
+    Discard,
+    /// Read the part of the image that begins at `place`, from `source` if there is one, for `to`.
+    ReadPart {
+        to: ServerId,
+        view: View,
+        part: u64,
+        at_least: u64,
+        place: Place,
+        enough: usize,
+        source: Option<Box<dyn PartSource>>,
+    },
+    /// Put parts of one section into the image.
+    Load {
+        parts: Vec<Part>,
+    },
+    /// Everything is loaded and redone.
+    CompleteImage,
 }
 
 /// What became of a [`StoreJob`].
@@ -53,6 +79,10 @@ pub(crate) enum Done {
     Checkpointed { op: u64, result: Result<(), JobError> },
     Digested { op: u64, result: Result<[u8; 32], StoreError> },
     Reloaded(Result<ImageState, StoreError>),
+    Discarded(Result<(), StoreError>),
+    PartRead(PartRead),
+    Loaded(Result<Loaded, StoreError>),
+    ImageCompleted(Result<(), StoreError>),
 }
 
 /// What a node needs to know of its image to start from it.
@@ -60,12 +90,25 @@ pub(crate) enum Done {
 pub struct ImageState {
     pub(crate) lb: u64,
     pub(crate) clients: ClientTable,
+    /// False for one that is being loaded, or was when its process ended.
+    pub(crate) whole: bool,
+}
+
+impl ImageState {
+    pub(crate) fn empty() -> ImageState {
+        ImageState { lb: 0, clients: ClientTable::default(), whole: false }
+    }
 }
 
 impl StoreJob {
     /// Whether this is a fetch, which clients wait for; the others take their time on another thread.
     pub fn is_fetch(&self) -> bool {
         matches!(self.0, Work::Fetch { .. })
+    }
+
+    /// Whether it reads a little and writes nothing: a fetch, or a part of the image for another copy.
+    pub fn is_short(&self) -> bool {
+        matches!(self.0, Work::Fetch { .. } | Work::ReadPart { .. })
     }
 
     /// Carries the job out. A checkpoint calls `pause` between small pieces of its work, so that the thread can
@@ -83,11 +126,23 @@ impl StoreJob {
             }
             Work::Digest { op } => Done::Digested { op, result: digest(store, op) },
             Work::Reload => Done::Reloaded(image_state(store)),
+            Work::Discard => Done::Discarded(store.discard()),
+            Work::ReadPart { to, view, part, at_least, place, enough, source } => {
+                let section = place.section;
+                let result = read_part(store, (&place, enough), source);
+                Done::PartRead(PartRead { to, view, part, at_least, result, section })
+            }
+            Work::Load { parts } => Done::Loaded(load(store, &parts, pause)),
+            Work::CompleteImage => Done::ImageCompleted(store.complete_load()),
         })
     }
 }
 
-struct Image<E: Engine, D: Disk>(Reader<E, D>);
+/// The image below a generation.
+struct Image<E: Engine, D: Disk> {
+    reader: Reader<E, D>,
+    partial: bool,
+}
 
 fn unread(error: StoreError) -> ImageError {
     ImageError::Reader(Box::new(error))
@@ -95,11 +150,15 @@ fn unread(error: StoreError) -> ImageError {
 
 impl<E: Engine, D: Disk> ImageReader for Image<E, D> {
     fn op(&self) -> u64 {
-        self.0.op()
+        self.reader.op()
+    }
+
+    fn is_partial(&self) -> bool {
+        self.partial
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
-        let value = self.0.get(key).map_err(unread)?;
+        let value = self.reader.get(key).map_err(unread)?;
         Ok(value.map(<[u8]>::to_vec))
     }
 
@@ -111,7 +170,7 @@ impl<E: Engine, D: Disk> ImageReader for Image<E, D> {
     ) -> Result<(), ImageError> {
         let mut shown =
             |key: &[u8], value: &[u8]| Ok(if show(key, value) { Walk::On } else { Walk::Stop });
-        self.0.scan(from, limit, &mut shown).map_err(unread)?;
+        self.reader.scan(from, limit, &mut shown).map_err(unread)?;
         Ok(())
     }
 
@@ -123,12 +182,12 @@ impl<E: Engine, D: Disk> ImageReader for Image<E, D> {
         out: &mut [u8],
         held: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ImageError> {
-        self.0.read_blocks(file, first, out).map_err(unread)?;
+        self.reader.read_blocks(file, first, out).map_err(unread)?;
         let mut show = |stretch: Stretch, _: &mut dyn Iterator<Item = u32>| {
             held(stretch.first, stretch.count);
             Ok(Walk::On)
         };
-        self.0.locate(file, first, count.into(), &mut show).map_err(unread)
+        self.reader.locate(file, first, count.into(), &mut show).map_err(unread)
     }
 }
 
@@ -136,7 +195,7 @@ fn fetch<E: Engine, D: Disk>(
     store: &Store<E, D>,
     needs: &[Need],
 ) -> Result<Vec<Fetched>, ImageError> {
-    let image = Image(store.reader().map_err(unread)?);
+    let image = Image { reader: store.reader().map_err(unread)?, partial: false };
     needs.iter().map(|need| need.fetch(&image)).collect()
 }
 
@@ -180,6 +239,8 @@ pub(crate) struct Frozen {
     /// Rows of the client table.
     pub rows: Vec<Row>,
     pub configuration: Vec<u8>,
+    /// The image lacks parts, or has some that are newer than `op`.
+    pub partial: bool,
 }
 
 impl Frozen {
@@ -189,8 +250,8 @@ impl Frozen {
         ring: &Ring,
         pause: &dyn Fn(),
     ) -> Result<(), JobError> {
-        let Frozen { op, generation, rows, configuration } = self;
-        let base = Image(store.reader()?);
+        let Frozen { op, generation, rows, configuration, partial } = self;
+        let base = Image { reader: store.reader()?, partial: *partial };
         let log = RingBytes(ring.clone());
         let cuts: Vec<Cut> =
             generation.cuts().into_iter().map(|(file, first)| Cut { file, first }).collect();
@@ -263,6 +324,10 @@ pub fn format_image<E: Engine, D: Disk>(
 /// Reads what a node needs to start from `store`.
 pub fn image_state<E: Engine, D: Disk>(store: &Store<E, D>) -> Result<ImageState, StoreError> {
     let reader = store.reader()?;
+    let whole = reader.complete();
+    if !whole && reader.op() == 0 {
+        return Ok(ImageState::empty()); // perhaps with half a client table
+    }
     let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     reader.scan(&[ROW_PREFIX], usize::MAX, &mut |key, value| {
         if key.first() != Some(&ROW_PREFIX) {
@@ -274,5 +339,44 @@ pub fn image_state<E: Engine, D: Disk>(store: &Store<E, D>) -> Result<ImageState
     let lb = reader.op();
     let clients = ClientTable::load(lb, rows.iter().map(|(k, v)| (&k[..], &v[..])));
     let clients = clients.ok_or_else(|| StoreError::value(Table::Meta, &[ROW_PREFIX]))?;
-    Ok(ImageState { lb, clients })
+    Ok(ImageState { lb, clients, whole })
+}
+
+fn read_part<E: Engine, D: Disk>(
+    store: &Store<E, D>,
+    (place, enough): (&Place, usize),
+    source: Option<Box<dyn PartSource>>,
+) -> Result<(Box<dyn PartSource>, Vec<u8>), StoreError> {
+    let source = match source {
+        Some(source) => source,
+        None => Box::new(store.reader()?),
+    };
+    let bytes = source.part(place, enough)?;
+    Ok((source, bytes))
+}
+
+/// Puts parts of one section into an image that is being loaded. With the end of the client table it stands at
+/// their op.
+fn load<E: Engine, D: Disk>(
+    store: &Store<E, D>,
+    parts: &[Part],
+    pause: &dyn Fn(),
+) -> Result<Loaded, StoreError> {
+    let last = parts.last().expect("parts to load");
+    let begins = last.section == Section::Clients && last.next.section != Section::Clients;
+    let op = if begins { last.op } else { store.op() };
+    let mut metadata = |sink: &mut MetadataSink<'_>| {
+        let rows = parts.iter().flat_map(Part::rows);
+        sink.extend(rows.map(|(key, value)| (key, Some(value))))
+    };
+    let blocks = parts.iter().flat_map(Part::blocks);
+    let mut blocks = blocks.inspect(|_| pause()).map(|(file, block, crc, data)| BlockWrite {
+        file,
+        block,
+        content: Content::Checked(data, crc),
+    });
+    let report = store.load(op, &mut metadata, &mut blocks)?;
+    let begun = if begins { Some(image_state(store)?) } else { None };
+    let bytes = parts.iter().map(|part| part.len() as u64).sum();
+    Ok(Loaded { newest: last.op, last: last.is_last(), begun, rows: report.entries, bytes })
 }

@@ -10,7 +10,9 @@ mod export;
 mod gather;
 mod jobs;
 mod node;
+mod part;
 mod peers;
+mod rebuild;
 mod record;
 mod serve;
 

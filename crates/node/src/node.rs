@@ -16,8 +16,9 @@ use rustc_hash::FxHashMap;
 use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
 use crate::clients::ClientTable;
 use crate::gather::Gather;
-use crate::jobs::{Done, Frozen, RingBytes, StoreJob, Work};
+use crate::jobs::{Done, Frozen, ImageState, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
+use crate::rebuild::{Lent, Load};
 use crate::serve::{Awaiting, Conn, Held, Waiting};
 
 /// An idle log confirms its durable end within this time (rule 3).
@@ -55,6 +56,23 @@ pub(crate) struct Copy {
     pub draining: bool,
     /// A page of names for a filter is being fetched.
     pub filling: bool,
+    /// The image is not whole, or is not to stay.
+    pub load: Option<Load>,
+    /// Learners for whom a part of the image is being read.
+    pub reading_parts: ServerSet,
+    pub lent: Option<Lent>,
+}
+
+impl Copy {
+    /// Memory forgets everything; the image is what `image` says.
+    pub fn stand_at(&mut self, image: ImageState) {
+        self.reloading = false;
+        self.shadow.reset(image.lb);
+        self.shadow_op = image.lb;
+        self.lb = image.lb;
+        self.clients = image.clients;
+        self.log_bytes = 0;
+    }
 }
 
 /// A frozen generation on its way into the image.
@@ -158,8 +176,10 @@ impl Node {
             let stalled = self.write_since.map_or(0, |since| now.steady.since(since));
             self.replica.on_stall(stalled);
             self.replica.tick(now.steady, &mut self.actions);
+            self.tend_lent(now);
             self.carry_out(now, out);
         }
+        self.try_discard(out);
         self.try_stage(now, out);
         self.try_adopt(out);
         self.apply_committed(now, out);
@@ -231,6 +251,10 @@ impl Node {
                 self.adopting = Some(Adopting { view, members, staged, configuration, sequence });
                 self.try_adopt(out);
             }
+            Action::DiscardImage => self.discard_image(now, out),
+            Action::WantImage { to, view, part, at_least } => {
+                self.want_part(to, (view, part, at_least), out)
+            }
             Action::DropLog => {
                 let begin = self.log.current().end() + 1;
                 self.log.reset(begin, &mut out.disk);
@@ -269,8 +293,7 @@ impl Node {
             DiskDone::Unprepared { error } => {
                 // Nothing was written: the log is whole, and still is when there is room again. It must not be
                 // marked void by what comes after.
-                self.failing = true;
-                self.actions.clear();
+                self.fall_silent(out);
                 let why = format!("there is no room for the log: {error}");
                 return out.notices.push(Notice::Fatal { why });
             }
@@ -329,13 +352,20 @@ impl Node {
                 let text = format!("writing the log failed: {error}");
                 out.notices.push(Notice::Remark { text });
                 if !self.failing {
-                    self.failing = true;
-                    self.actions.clear();
+                    self.fall_silent(out);
                     self.replica.void_log(&mut self.actions);
                 }
             }
         }
         None
+    }
+
+    /// Rule 8: nothing leaves any more, nor what this turn had to say before it heard of the failure.
+    fn fall_silent(&mut self, out: &mut Output) {
+        self.failing = true;
+        self.actions.clear();
+        out.frames.clear();
+        out.replies.clear();
     }
 
     pub(crate) fn log_is_staged(&self) -> bool {
@@ -500,21 +530,20 @@ impl Node {
             Done::Reloaded(Ok(image)) => {
                 let copy = self.copy.as_mut().expect("only copies reload");
                 assert!(copy.reloading, "a reload nobody asked for");
-                copy.reloading = false;
-                copy.shadow.reset(image.lb);
-                copy.shadow_op = image.lb;
-                copy.lb = image.lb;
-                copy.clients = image.clients;
-                copy.log_bytes = 0;
+                copy.stand_at(image);
                 self.replica.on_reapply();
                 self.try_stage(now, out);
             }
             Done::Reloaded(Err(error)) => self.store_failed(error.to_string(), out),
+            Done::Discarded(result) => self.on_discarded(now, result, out),
+            Done::PartRead(read) => self.on_part_read(now, read, out),
+            Done::Loaded(loaded) => self.on_loaded(now, loaded, out),
+            Done::ImageCompleted(result) => self.on_image_completed(now, result, out),
         }
     }
 
     /// The image cannot be read or written: this copy is of no use until it is looked after.
-    fn store_failed(&mut self, error: String, out: &mut Output) {
+    pub(crate) fn store_failed(&mut self, error: String, out: &mut Output) {
         out.notices.push(Notice::Fatal { why: format!("the store failed: {error}") });
     }
 
@@ -528,7 +557,9 @@ impl Node {
         // What is not moved when the next checkpoint ends is forgotten.
         let hurry = if copy.shadow.is_freezing() { 4 } else { 1 };
         copy.draining = copy.shadow.drain(hurry * effort, &self.bytes);
+        // What is not in an image that is being loaded is not absent.
         if !copy.filling
+            && copy.load.is_none()
             && let Some(need) = copy.shadow.wanted()
         {
             copy.filling = true;
@@ -569,7 +600,7 @@ impl Node {
             fp: self.log.growing().end(),
             cp: replica.cp().0,
             ap: self.copy.as_ref().map_or(0, |c| c.shadow_op.min(replica.cp().0)),
-            lb: self.copy.as_ref().map_or(0, |c| c.lb),
+            lb: self.copy.as_ref().filter(|c| c.load.is_none()).map_or(0, |c| c.lb),
             glb,
             lease_left: replica.lease_until().since(now.steady),
             serving: replica.is_serving(),

@@ -48,8 +48,14 @@ impl Node {
         out.frames.push(Frame { to, head: start..out.bytes.len(), body });
     }
 
-    /// Sends `message` with copied records.
-    fn send_copied(&mut self, to: ServerId, message: Message, records: &[&[u8]], out: &mut Output) {
+    /// Sends `message` with copied records, or whatever else is attached to it.
+    pub(crate) fn send_copied(
+        &mut self,
+        to: ServerId,
+        message: Message,
+        records: &[&[u8]],
+        out: &mut Output,
+    ) {
         let start = out.bytes.len();
         self.replica.envelope(to, message).encode(&mut out.bytes);
         records.iter().for_each(|r| out.bytes.extend_from_slice(r));
@@ -203,6 +209,13 @@ impl Node {
             Records::Ignore => {}
             Records::Current { above } => self.take_in(now, from, above, false, records, out),
             Records::Staged { above } => self.take_in(now, from, above, true, records, out),
+            Records::ImageWant { part, at_least } => {
+                self.read_part(from, (part, at_least), records, out)
+            }
+            Records::ImagePart { part, op } => {
+                self.take_part(now, from, (part, op), records, out);
+                self.carry_out(now, out);
+            }
         }
     }
 

@@ -122,6 +122,7 @@ pub fn write_configuration(change: ConfigurationChange, body: &mut [u8]) {
     let (what, server, disk) = match change {
         ConfigurationChange::Admit { server, disk } => (1, server, disk),
         ConfigurationChange::NeedsImage { server } => (2, server, 0),
+        ConfigurationChange::HasImage { server } => (3, server, 0),
     };
     body[..CONFIGURATION_BYTES].fill(0);
     body[0] = what;
@@ -138,6 +139,7 @@ pub fn configuration(body: &[u8]) -> Result<ConfigurationChange, BadBody> {
     match body[0] {
         1 => Ok(ConfigurationChange::Admit { server, disk: u64::from_le_bytes(array(body, 8)) }),
         2 => Ok(ConfigurationChange::NeedsImage { server }),
+        3 => Ok(ConfigurationChange::HasImage { server }),
         _ => Err(BadBody("an unknown configuration change")),
     }
 }
@@ -165,6 +167,7 @@ mod tests {
         for change in [
             ConfigurationChange::Admit { server: ServerId(2), disk: 77 },
             ConfigurationChange::NeedsImage { server: ServerId(1) },
+            ConfigurationChange::HasImage { server: ServerId(1) },
         ] {
             let mut body = [0; CONFIGURATION_BYTES];
             write_configuration(change, &mut body);

@@ -158,6 +158,7 @@ pub struct Profile {
     /// The primary's heartbeat.
     pub heartbeat: u64,
     checkpoint_bytes: u64,
+    image_part_bytes: usize,
     cache_bytes: u64,
 }
 
@@ -193,6 +194,7 @@ impl Profile {
             lease: 14 * MILLI,
             heartbeat: 2 * MILLI,
             checkpoint_bytes: 256 << 10,
+            image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
         }
     }
@@ -211,6 +213,7 @@ impl Profile {
         profile.cache_bytes = *rng.pick(&[32 << 10, 128 << 10, 1 << 20]);
         profile.draw_disk(rng);
         profile.draw_clients(rng);
+        profile.image_part_bytes = *rng.pick(&[1 << 10, 4 << 10, 16 << 10, 256 << 10]);
         profile
     }
 
@@ -259,6 +262,7 @@ impl Profile {
             segment_bytes: SEGMENT_BYTES,
             segments_max: SEGMENTS_MAX,
             checkpoint_bytes: self.checkpoint_bytes,
+            image_part_bytes: self.image_part_bytes,
             cache_bytes: self.cache_bytes,
             capacity_blocks: 1 << 20,
             export: Export { allow, ..Export::default() },

@@ -97,19 +97,12 @@ fn is_quiet(world: &World) -> bool {
         && world.clients.iter().all(|client| client.open.is_empty() && client.told.is_empty())
 }
 
-/// The copies that can be brought up to date from the log. One whose disk was lost is not among them:
-/// the configuration that the primary knows names it.
-fn whole_copies(world: &World) -> Option<harp_node::vr::ServerSet> {
-    let process = world.hosts[world.serving()?.index()].process.as_ref()?;
-    let needs_image = process.node.replica().configuration().needs_image;
-    Some(world.profile.shape.copies().filter(|copy| !needs_image.contains(*copy)).collect())
-}
-
-/// The whole copies are members of a view that serves, and all agree on it.
+/// All copies are members of a view that serves, and agree on it: one whose disk was lost has a whole image
+/// again.
 fn has_converged(world: &World) -> bool {
     let serving = world.serving().and_then(|server| world.pulse(server));
-    let (Some(serving), Some(copies)) = (serving, whole_copies(world)) else { return false };
-    copies.iter().all(|copy| {
+    let Some(serving) = serving else { return false };
+    world.profile.shape.copies().all(|copy| {
         let pulse = world.pulse(copy);
         let agrees = pulse.is_some_and(|p| p.formed == serving.formed && !p.learner);
         serving.members.contains(copy) && agrees
@@ -196,8 +189,8 @@ fn reckon(world: &mut World) -> Verdict {
 }
 
 fn compare_images(world: &mut World) -> Verdict {
+    let copies = world.profile.shape.copies().count() as u32;
     for token in 1..=3 {
-        let copies = whole_copies(world).map_or(u32::MAX, |copies| copies.len() as u32);
         let Some(primary) = world.serving() else {
             world.run_until(world.now + BARRIER_MAX, |world| world.serving().is_some())?;
             continue;

@@ -56,6 +56,8 @@ pub enum Kind {
     PrepareOk,
     CatchUp,
     Past,
+    ImageWant,
+    ImagePart,
 }
 
 /// What kind a message is.
@@ -73,6 +75,8 @@ pub fn kind(said: &Said) -> Kind {
         Said::PrepareOk(_) => Kind::PrepareOk,
         Said::CatchUp { .. } => Kind::CatchUp,
         Said::Past { .. } => Kind::Past,
+        Said::ImageWant { .. } => Kind::ImageWant,
+        Said::ImagePart { .. } => Kind::ImagePart,
     }
 }
 

@@ -368,7 +368,9 @@ impl World {
     fn start_job(&mut self, server: ServerId, at: u64, lane: usize) {
         let host = &self.hosts[server.index()];
         let disk = &self.profile.disk;
-        let mean = if lane == 0 { disk.fetch_mean } else { disk.checkpoint_mean };
+        let process = host.process.as_ref().expect("it lives");
+        let short = process.lanes[lane].front().is_some_and(StoreJob::is_short);
+        let mean = if short { disk.fetch_mean } else { disk.checkpoint_mean };
         let time = MICRO + self.streams.disk.wait(mean);
         let due = Due::JobDone { server, life: host.life, lane: lane as u8 };
         self.queue.put(at + time * host.disk_slowness, due);

@@ -139,8 +139,7 @@ impl MetadataSink<'_> {
 
 impl<E: Engine, D: Disk> Store<E, D> {
     /// Moves the image to a later op. When it returns, that is durable; after a crash before,
-    /// the image is exactly what it was or exactly what it becomes. An image being loaded
-    /// becomes complete.
+    /// the image is exactly what it was or exactly what it becomes. An image being loaded stays one.
     ///
     /// Errors: `Full`, `Io`, `Damaged` (of the block map) changed nothing; `SyncFailed` is fatal.
     pub fn checkpoint(
@@ -150,22 +149,7 @@ impl<E: Engine, D: Disk> Store<E, D> {
         let mut writer = self.shared.writer();
         assert!(checkpoint.op > self.op(), "a checkpoint goes forward");
         assert!(checkpoint.cuts.is_sorted_by(|a, b| a.file < b.file), "cuts out of order");
-        let commit = Commit { complete: true, moves: true, checkpoint };
-        self.shared.note(commit.run(&self.shared, &mut writer))
-    }
-
-    /// Adds metadata and blocks of another copy's image to one that is not complete. What is
-    /// there under the same keys is replaced. Durable when it returns; the op stays 0.
-    pub fn load<'a>(
-        &self,
-        metadata: &'a mut Metadata<'a>,
-        blocks: &'a mut dyn Iterator<Item = BlockWrite<'_>>,
-    ) -> Result<CheckpointReport, StoreError> {
-        let mut writer = self.shared.writer();
-        assert!(!self.complete(), "a complete image is not loaded over");
-        let op = self.op();
-        let checkpoint = Checkpoint { op, cuts: &[], metadata, blocks, pause: &|| () };
-        let commit = Commit { complete: false, moves: false, checkpoint };
+        let commit = Commit { complete: self.complete(), moves: true, checkpoint };
         self.shared.note(commit.run(&self.shared, &mut writer))
     }
 
@@ -196,11 +180,11 @@ impl<E: Engine, D: Disk> Store<E, D> {
 }
 
 /// One change of the image, under the writer's lock.
-struct Commit<'a, 'd> {
-    complete: bool,
+pub(crate) struct Commit<'a, 'd> {
+    pub complete: bool,
     /// Whether it moves the image to a new op.
-    moves: bool,
-    checkpoint: Checkpoint<'a, 'd>,
+    pub moves: bool,
+    pub checkpoint: Checkpoint<'a, 'd>,
 }
 
 /// Blocks that the image comes to use.
@@ -219,7 +203,7 @@ impl Taken {
 }
 
 impl Commit<'_, '_> {
-    fn run<E: Engine, D: Disk>(
+    pub fn run<E: Engine, D: Disk>(
         self,
         shared: &Shared<E, D>,
         writer: &mut Writer,

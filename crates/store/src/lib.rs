@@ -17,6 +17,7 @@ mod engine;
 mod epochs;
 mod error;
 mod fuse;
+mod loading;
 mod map_edit;
 mod mem_disk;
 mod mem_engine;

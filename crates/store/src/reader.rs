@@ -69,7 +69,7 @@ impl<E: Engine, D: Disk> Reader<E, D> {
         Ok(Reader { snapshot, head, guard })
     }
 
-    /// The op the view is exact at; 0 if the image is not complete.
+    /// The op the view is exact at, if the image was complete.
     pub fn op(&self) -> u64 {
         self.head.op
     }

@@ -45,9 +45,9 @@ pub(crate) fn open<'a>(table: Table, key: &[u8], sealed: &'a [u8]) -> Result<&'a
 /// What an image is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// False while an image copy is being loaded and no checkpoint has ended it yet.
+    /// False while the image is being loaded from another copy.
     pub complete: bool,
-    /// The op the image is exact at, if complete.
+    /// The op the image is exact at, if complete; else how far the log was redone over what is loaded.
     pub op: u64,
     /// How many cut marks there are, so that readers need not look for them.
     pub cut_marks: u64,

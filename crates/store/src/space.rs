@@ -229,6 +229,23 @@ impl Bitmap {
             self.image[at] ^= mask(block);
         }
     }
+
+    /// Says that the image uses nothing any more; returns what it used, which stays busy.
+    pub fn empty_image(&mut self) -> Vec<Extent> {
+        let mut used: Vec<Extent> = Vec::new();
+        for (index, word) in self.image.iter_mut().enumerate() {
+            let mut left = std::mem::take(word);
+            while left != 0 {
+                let position = index as u64 * 64 + u64::from(left.trailing_zeros());
+                match used.last_mut() {
+                    Some(before) if before.end() == position => before.count += 1,
+                    _ => used.push(Extent { position, count: 1 }),
+                }
+                left &= left - 1;
+            }
+        }
+        used
+    }
 }
 
 #[cfg(test)]

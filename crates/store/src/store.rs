@@ -104,9 +104,9 @@ pub struct Opened<E: Engine, D: Disk> {
     pub store: Store<E, D>,
     /// The bytes given when it was formatted.
     pub identity: Vec<u8>,
-    /// Its LB: the op it is exact at; 0 if it is not complete.
+    /// Its LB: the op it is exact at, if it is complete.
     pub op: u64,
-    /// False for an image whose loading had not ended in a checkpoint: it is exact at no op.
+    /// False for an image that was being loaded: it is exact at no op.
     pub complete: bool,
 }
 
@@ -131,8 +131,8 @@ impl<E: Engine, D: Disk> Store<E, D> {
     }
 
     /// Throws away whatever is there. With `rows` it makes an image complete at op 0 that holds them;
-    /// without, one to be loaded from another copy, exact at no op until its first checkpoint. Not to
-    /// be called while a store has it open.
+    /// without, one to be loaded from another copy, exact at no op until that is done. Not to be called
+    /// while a store has it open.
     pub fn reformat(
         engine: &E,
         identity: &[u8],
@@ -191,7 +191,7 @@ impl<E: Engine, D: Disk> Store<E, D> {
         Ok(Opened { store: Store { shared: Arc::new(shared) }, identity, op, complete })
     }
 
-    /// The op the image is durably exact at (LB); 0 while it is not complete.
+    /// The op the image is durably exact at (LB), if it is complete; else how far the log was redone.
     pub fn op(&self) -> u64 {
         self.shared.state().op
     }

@@ -4,8 +4,8 @@
 
 use harp_store::{
     BLOCK_BYTES, Block, BlockWrite, Checkpoint, CheckpointReport, Content, Cut, Damage, Digest,
-    Disk, Engine, Fuse, Limits, MemDisk, MemEngine, Reader, ScrubPlace, Store, StoreError, Table,
-    Walk,
+    Disk, Engine, Fuse, Limits, MemDisk, MemEngine, MetadataSink, Reader, ScrubPlace, Store,
+    StoreError, Table, Walk,
 };
 use std::collections::BTreeMap;
 
@@ -51,6 +51,7 @@ struct Model {
 }
 
 /// One checkpoint's changes.
+#[derive(Default)]
 struct Change {
     op: u64,
     cuts: Vec<Cut>,
@@ -520,7 +521,7 @@ fn placed_blocks_are_taken_in_and_claimed_again_after_a_crash() {
 }
 
 #[test]
-fn image_loaded_in_pieces_is_complete_only_after_its_checkpoint() {
+fn image_loaded_in_pieces_is_complete_only_when_that_is_said() {
     let world = World::new(1);
     MemStore::reformat(&world.engine, b"new", None).unwrap();
     let opened = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap();
@@ -529,13 +530,13 @@ fn image_loaded_in_pieces_is_complete_only_after_its_checkpoint() {
     for piece in 0..3u64 {
         let write = BlockWrite { file: 1, block: piece, content: Content::Data(&data) };
         let key = piece.to_be_bytes();
-        let loaded =
-            opened.store.load(&mut |sink| sink.put(&key, b"value"), &mut std::iter::once(write));
-        assert_eq!(loaded.unwrap().op, 0);
+        let mut row = |sink: &mut MetadataSink<'_>| sink.put(&key, b"value");
+        let loaded = opened.store.load(3, &mut row, &mut std::iter::once(write));
+        assert_eq!(loaded.unwrap().op, 3);
     }
     drop(opened);
     let opened = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap();
-    assert!(!opened.complete);
+    assert_eq!((opened.complete, opened.op), (false, 3));
     assert_eq!(opened.identity, b"new");
     let change = Change {
         op: 7,
@@ -546,11 +547,62 @@ fn image_loaded_in_pieces_is_complete_only_after_its_checkpoint() {
     change.checkpoint(&opened.store).unwrap();
     drop(opened);
     let opened = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap();
+    assert!(!opened.complete);
+    opened.store.complete_load().unwrap();
+    drop(opened);
+    let opened = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap();
     assert!(opened.complete);
     let mut model = Model { op: 7, ..Model::default() };
     model.blocks = BTreeMap::from([((1, 0), 4), ((1, 1), 4)]);
     model.metadata = (0..3u64).map(|i| (i.to_be_bytes().to_vec(), b"value".to_vec())).collect();
     check(&model, &opened.store.reader().unwrap());
+}
+
+#[test]
+fn a_mark_hides_what_was_loaded_before_it_and_nothing_loaded_after() {
+    let world = World::new(1);
+    MemStore::reformat(&world.engine, b"new", None).unwrap();
+    let store = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap().store;
+    let data = block(4);
+    // Every other block: each is a run of its own, more than one cut frees at once.
+    let many = 2 * LIMITS.cut_now_runs_max as u64;
+    let piece = |at: u64| BlockWrite { file: 1, block: 2 * at, content: Content::Data(&data) };
+    let load = |blocks: std::ops::Range<u64>| {
+        store.load(store.op(), &mut |_| Ok(()), &mut blocks.map(piece)).unwrap();
+    };
+    load(0..many);
+    let cut = Change { op: 5, cuts: vec![Cut { file: 1, first: 0 }], ..Change::default() };
+    cut.checkpoint(&store).unwrap();
+    let held = || {
+        (0..many)
+            .filter(|at| store.reader().unwrap().block_crc(1, 2 * at).unwrap().is_some())
+            .count()
+    };
+    assert_eq!(held(), 0);
+    load(0..3);
+    assert_eq!(held(), 3);
+}
+
+#[test]
+fn a_discarded_image_is_empty_and_its_blocks_are_used_again() {
+    let world = World::new(1);
+    let store = world.open();
+    let data = block(4);
+    let full: BTreeMap<(u64, u64), u64> = (0..40).map(|at| ((1, at), 4)).collect();
+    let metadata = BTreeMap::from([(b"key".to_vec(), Some(b"value".to_vec()))]);
+    Change { op: 7, cuts: Vec::new(), metadata, blocks: full }.checkpoint(&store).unwrap();
+    let reader = store.reader().unwrap();
+    store.discard().unwrap();
+    assert_eq!((store.op(), store.complete()), (0, false));
+    let mut seen = [0; BLOCK_BYTES];
+    reader.read_blocks(1, 39, &mut seen).unwrap();
+    assert_eq!((&seen[..], store.space().used_blocks), (&data[..], 40));
+    drop(reader);
+    assert_eq!(store.space().used_blocks, 0);
+    check(&Model::default(), &store.reader().unwrap());
+    drop(store);
+    let opened = Store::open(world.engine.clone(), world.disk.clone(), LIMITS).unwrap();
+    assert_eq!((opened.complete, opened.op, opened.store.space().used_blocks), (false, 0, 0));
 }
 
 #[test]

@@ -219,6 +219,8 @@ mod number {
     pub const PREPARE_OK: u8 = 10;
     pub const CATCH_UP: u8 = 11;
     pub const PAST: u8 = 12;
+    pub const IMAGE_WANT: u8 = 13;
+    pub const IMAGE_PART: u8 = 14;
 }
 
 impl Envelope {
@@ -248,6 +250,7 @@ fn encode_message(message: &Message, w: &mut Writer) {
         Message::Presence(p) => {
             w.u8(number::PRESENCE).u64(p.promised.0).u64(p.formed.0).u8(p.members.0);
             w.u8(p.serving as u8).u8(p.normal as u8).u64(p.cp.0).u64(p.lb.0).u64(p.glb.0);
+            w.u8(p.loading.is_some() as u8).u64(p.loading.unwrap_or_default().0);
             w.configuration(&p.configuration);
         }
         Message::Invite { view } => {
@@ -293,6 +296,12 @@ fn encode_message(message: &Message, w: &mut Writer) {
                 .u64(p.cp.0)
                 .u64(p.begin.0);
         }
+        Message::ImageWant { view, part, at_least } => {
+            w.u8(number::IMAGE_WANT).u64(view.0).u64(*part).u64(at_least.0);
+        }
+        Message::ImagePart { view, part, op } => {
+            w.u8(number::IMAGE_PART).u64(view.0).u64(*part).u64(op.0);
+        }
     }
 }
 
@@ -323,19 +332,18 @@ fn decode_report(r: &mut Reader<'_>) -> Result<Report, CodecError> {
     })
 }
 
+fn decode_presence(r: &mut Reader<'_>) -> Result<Presence, CodecError> {
+    let (promised, formed, members) = (r.view()?, r.view()?, ServerSet(r.u8()?));
+    let (serving, normal) = (r.flag()?, r.flag()?);
+    let (cp, lb, glb) = (r.op()?, r.op()?, r.op()?);
+    let (loads, at) = (r.flag()?, r.op()?);
+    let (loading, configuration) = (loads.then_some(at), r.configuration()?);
+    Ok(Presence { promised, formed, members, serving, normal, cp, lb, loading, glb, configuration })
+}
+
 fn decode_message(r: &mut Reader<'_>) -> Result<Message, CodecError> {
     Ok(match r.u8()? {
-        number::PRESENCE => Message::Presence(Presence {
-            promised: r.view()?,
-            formed: r.view()?,
-            members: ServerSet(r.u8()?),
-            serving: r.flag()?,
-            normal: r.flag()?,
-            cp: r.op()?,
-            lb: r.op()?,
-            glb: r.op()?,
-            configuration: r.configuration()?,
-        }),
+        number::PRESENCE => Message::Presence(decode_presence(r)?),
         number::INVITE => Message::Invite { view: r.view()? },
         number::PROMISE => Message::Promise { view: r.view()?, report: decode_report(r)? },
         number::DECLINE => Message::Decline { view: r.view()?, promised: r.view()? },
@@ -381,6 +389,10 @@ fn decode_message(r: &mut Reader<'_>) -> Result<Message, CodecError> {
             cp: r.op()?,
             begin: r.op()?,
         }),
+        number::IMAGE_WANT => {
+            Message::ImageWant { view: r.view()?, part: r.u64()?, at_least: r.op()? }
+        }
+        number::IMAGE_PART => Message::ImagePart { view: r.view()?, part: r.u64()?, op: r.op()? },
         _ => return Err(CodecError::Malformed("message number")),
     })
 }
@@ -414,6 +426,7 @@ mod tests {
                 normal: false,
                 cp: op,
                 lb: op,
+                loading: Some(op),
                 glb: op,
                 configuration,
             }),
@@ -457,6 +470,8 @@ mod tests {
             }),
             Message::CatchUp { view, from: op },
             Message::Past(Past { view, first: op, last: op, cp: op, begin: op }),
+            Message::ImageWant { view, part: 6, at_least: op },
+            Message::ImagePart { view, part: 6, op },
         ]
     }
 

@@ -89,9 +89,8 @@ impl std::fmt::Display for Refusal {
 impl Replica {
     /// Starts a view change, or does nothing if too few servers can be heard.
     pub(crate) fn start_attempt(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        let me = self.me_index();
-        let admitted = self.configuration.disks[me] == self.durable.incarnation.disk;
-        if !self.settings.shape.is_copy(self.settings.me) || !admitted || now < self.retry_at {
+        let able = self.settings.shape.is_copy(self.settings.me) && self.is_admitted();
+        if !able || now < self.retry_at {
             return;
         }
         let quorum = self.settings.shape.quorum();

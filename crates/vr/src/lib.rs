@@ -10,6 +10,7 @@ mod message;
 mod outside;
 mod planted;
 mod primary;
+mod rebuild;
 mod replica;
 pub mod types;
 

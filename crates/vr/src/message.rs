@@ -68,8 +68,11 @@ pub struct Presence {
     pub normal: bool,
     /// Known commit point.
     pub cp: Op,
-    /// LB of the sender's image (0 without one).
+    /// LB of the sender's image (0 without a whole one).
     pub lb: Op,
+    /// How far the log is redone over an image that is being loaded; `None` without such a one. What lies above
+    /// is needed.
+    pub loading: Option<Op>,
     /// Known GLB.
     pub glb: Op,
     /// The configuration the sender knows; authoritative when `serving`.
@@ -206,6 +209,24 @@ pub enum Message {
     },
     /// Committed records (attached); never a vote.
     Past(Past),
+    /// A copy without a whole image asks for a part of another's; where the part before ended is attached.
+    ImageWant {
+        /// The formed view it heard of.
+        view: View,
+        /// Number of the part; the first is 0.
+        part: u64,
+        /// The image may not be older.
+        at_least: Op,
+    },
+    /// A part of the sender's image (attached), which is exact at `op`.
+    ImagePart {
+        /// The formed view of the sender.
+        view: View,
+        /// Number of the part.
+        part: u64,
+        /// Its op.
+        op: Op,
+    },
 }
 
 /// Committed records for a server that catches up.
@@ -234,6 +255,7 @@ impl Configuration {
                 }
             }
             ConfigurationChange::NeedsImage { server } => self.needs_image.insert(server),
+            ConfigurationChange::HasImage { server } => self.needs_image.remove(server),
         }
     }
 }

@@ -31,6 +31,7 @@ impl Replica {
         if admitted {
             peer.lb = peer.lb.max(presence.lb);
         }
+        self.hear_loading(from, &presence);
         self.advance_glb();
         if presence.serving && presence.formed >= self.durable.formed {
             self.hear_running(now, from, presence, out);
@@ -103,6 +104,7 @@ impl Replica {
             return;
         }
         self.presence_at = now;
+        let (lb, loading) = self.image_presence();
         let presence = Presence {
             promised: self.durable.promised,
             formed: self.durable.formed,
@@ -110,7 +112,8 @@ impl Replica {
             serving: self.serving,
             normal: self.is_normal(),
             cp: self.cp(),
-            lb: self.image.unwrap_or_default(),
+            lb,
+            loading,
             glb: self.glb,
             configuration: self.configuration,
         };
@@ -147,6 +150,7 @@ impl Replica {
         let wanted = staged.end.next();
         if wanted < begin {
             // The sender trimmed beyond us (GLB moved on): begin anew above GLB, if the image allows.
+            self.glb = self.glb.max(Op(begin.0 - 1));
             if self.can_follow() {
                 self.restage(out);
             } else {
@@ -171,17 +175,15 @@ impl Replica {
         self.stage_from(begin, on_disk, out);
     }
 
-    /// Whether the log above GLB is enough for this server: a witness needs no more, a copy an image that
-    /// counts and reaches GLB.
+    /// Whether the log above GLB is enough for this server: a witness needs no more, a copy an image on a disk
+    /// that counts, which reaches GLB.
     fn can_follow(&self) -> bool {
-        let me = self.settings.me;
-        let admitted = self.configuration.disks[me.index()] == self.durable.incarnation.disk;
-        let whole = admitted && !self.configuration.needs_image.contains(me);
-        self.image.is_none_or(|lb| whole && lb >= self.glb)
+        self.image.is_none() || self.is_admitted() && self.image_can_follow()
     }
 
     pub(crate) fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let Some(running) = self.running else { return };
+        self.rebuild(now, &running, out);
         if self.holds_log_of(&running) {
             return;
         }
@@ -216,6 +218,10 @@ impl Replica {
 
     fn is_level(&self) -> bool {
         let Some(running) = self.running else { return false };
+        let marked = self.configuration.needs_image.contains(self.settings.me);
+        if marked || self.loading.is_some() {
+            return false;
+        }
         self.holds_log_of(&running)
             || self.staged.is_some_and(|staged| {
                 staged.begin <= self.glb.next() && staged.end.0 + LEVEL_OPS >= running.cp.0

@@ -29,6 +29,8 @@ pub enum Planted {
     NoLeaseWait,
     /// Rule 8: a failed sync counts as done.
     SyncFailureIgnored,
+    /// Rule 9: the log is redone over an image beyond the parts that are still to come.
+    RedoBeyondParts,
     /// Rule 10: GLB leaves absent copies out without a `needs image` mark.
     TrimIgnoresAbsent,
     /// Section 3: a reply leaves before CP covers its record.
@@ -41,7 +43,7 @@ pub enum Planted {
 
 impl Planted {
     /// All of them, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 16] = [
+    pub const ALL: [(Planted, &'static str); 17] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
@@ -54,6 +56,7 @@ impl Planted {
         (Planted::ReadWithoutLease, "read-without-lease"),
         (Planted::NoLeaseWait, "no-lease-wait"),
         (Planted::SyncFailureIgnored, "sync-failure-ignored"),
+        (Planted::RedoBeyondParts, "redo-beyond-parts"),
         (Planted::TrimIgnoresAbsent, "trim-ignores-absent"),
         (Planted::ReplyBeforeCommit, "reply-before-commit"),
         (Planted::ReadAboveCommit, "read-above-commit"),

@@ -187,13 +187,19 @@ impl Replica {
         }
         if self.serving {
             self.admit_returned_disks(now, out);
+            self.tend_learners(now, out);
         }
     }
 
-    /// The log is at its bound (rule 10): the absent copy that holds GLB back is given up. A record says so;
-    /// from then on it needs an image.
+    /// The log is at its bound (rule 10): a copy that loads its image holds GLB back no longer and begins anew; if
+    /// there is none, the absent copy that holds it back is given up. A record says so; from then on it needs an
+    /// image.
     pub fn give_up_absent(&mut self, out: &mut Vec<Action>) {
         if !self.serving {
+            return;
+        }
+        if self.let_learners_go() {
+            self.advance_glb();
             return;
         }
         let members = self.durable.members;

@@ -8,6 +8,7 @@ use crate::coordinator::Attempt;
 use crate::durable::Durable;
 use crate::message::{Configuration, Envelope, Install, Message, Presence, Report};
 use crate::planted::Planted;
+use crate::rebuild::Loading;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
 /// The protocol's settings. Times are in nanoseconds.
@@ -98,6 +99,19 @@ pub enum Action {
         /// Who counts at the log's end; kept with the tag, for a start before the view file is written.
         configuration: Configuration,
     },
+    /// Throw the image away; answer with [`Replica::on_image_discarded`].
+    DiscardImage,
+    /// Ask for a part of another copy's image by [`Action::image_want`].
+    WantImage {
+        /// Whom.
+        to: ServerId,
+        /// The running view.
+        view: View,
+        /// Number of the part.
+        part: u64,
+        /// The image may not be older.
+        at_least: Op,
+    },
     /// The demoted witness's log is needed no more (rule 10).
     DropLog,
     /// Log a record that changes the configuration.
@@ -140,6 +154,11 @@ pub enum ConfigurationChange {
     },
     /// The copy's image cannot be completed from the log (rule 10).
     NeedsImage {
+        /// The copy.
+        server: ServerId,
+    },
+    /// It has one again that can (rule 9).
+    HasImage {
         /// The copy.
         server: ServerId,
     },
@@ -186,6 +205,10 @@ pub(crate) struct Peer {
     pub durable: Op,
     /// Its LB as last heard.
     pub lb: Op,
+    /// Where the image that it loads stands: trimming waits for it.
+    pub loading: Option<Op>,
+    /// The log was at its bound: trimming does not wait for the image that it loads now.
+    pub let_go: bool,
     /// Newest of our sending times it acknowledged: its promise counts from there.
     pub echo: Nanos,
     /// When it last acknowledged anything in this view, or made progress on the oldest record.
@@ -226,8 +249,10 @@ pub struct Replica {
     /// The view the current log is tagged with, if it may be voted.
     pub(crate) tag: Option<View>,
     pub(crate) staged: Option<Staged>,
-    /// LB of the image; `None` at a witness.
+    /// LB of the image, or where one that is being loaded stands; `None` at a witness.
     pub(crate) image: Option<Op>,
+    /// The image is not whole.
+    pub(crate) loading: Option<Loading>,
     pub(crate) ap: Op,
     /// Ops up to here are known to be committed, whatever this server holds.
     pub(crate) cp: Op,
@@ -281,6 +306,8 @@ pub struct Start {
     pub cp: Op,
     /// LB of the image; `None` at a witness.
     pub image: Option<Op>,
+    /// Whether it is whole; one whose loading was interrupted is not.
+    pub image_whole: bool,
 }
 
 impl Replica {
@@ -297,7 +324,8 @@ impl Replica {
         let amnesia_votes = settings.planted == Some(Planted::AmnesiaVotes);
         let tag = if amnesia_votes { Some(durable.formed) } else { start.tag };
         let glb = Op(start.log.begin.0.saturating_sub(1));
-        let image = start.image;
+        let unloaded = start.image.is_some() && !start.image_whole;
+        let image = if unloaded { Some(Op::ZERO) } else { start.image };
         let cp = start.cp.max(image.unwrap_or_default());
         let mut replica = Replica {
             settings,
@@ -308,6 +336,7 @@ impl Replica {
             tag,
             staged: None,
             image,
+            loading: unloaded.then(Loading::new),
             ap: image.unwrap_or_default(),
             cp,
             agreed: start.cp.min(start.log.end),
@@ -435,11 +464,13 @@ impl Replica {
         }
     }
 
-    /// Up to where this server may apply: CP; at a backup not beyond its primary's AP.
+    /// Up to where this server may apply: CP; at a backup not beyond its primary's AP; over an image that is
+    /// being loaded not beyond what is still to come.
     pub fn may_apply(&self) -> Op {
-        match &self.stage {
-            Stage::Member { primary_ap, .. } => self.cp().min(*primary_ap),
-            _ => self.cp(),
+        match (&self.stage, self.redo_limit()) {
+            (Stage::Member { primary_ap, .. }, _) => self.cp().min(*primary_ap),
+            (_, Some(limit)) => self.cp().min(limit),
+            (_, None) => self.cp(),
         }
     }
 
@@ -515,6 +546,10 @@ impl Replica {
             Message::PrepareOk(ok) => self.on_prepare_ok(now, from, ok),
             Message::CatchUp { view, from: first } => self.on_catch_up(from, view, first, out),
             Message::Past(past) => return self.on_past(now, past, out),
+            Message::ImageWant { view, part, at_least } => {
+                return self.on_image_want(view, part, at_least);
+            }
+            Message::ImagePart { view, part, op } => return self.on_image_part(view, part, op),
             Message::Promise { .. } | Message::Install(_) => {}
         }
         Records::Ignore
@@ -608,10 +643,16 @@ impl Replica {
     pub fn on_configuration(&mut self, op: Op, change: ConfigurationChange) {
         self.configuration.change(self.settings.shape, change);
         self.changes.push((op, change));
-        if let ConfigurationChange::Admit { server, .. } = change {
-            self.admitting.remove(server);
-        }
+        self.no_longer_logging(change);
         self.advance_glb();
+    }
+
+    fn no_longer_logging(&mut self, change: ConfigurationChange) {
+        match change {
+            ConfigurationChange::Admit { server, .. }
+            | ConfigurationChange::HasImage { server } => self.admitting.remove(server),
+            ConfigurationChange::NeedsImage { .. } => {}
+        }
     }
 
     /// Committed changes go to the view file, before their records can be trimmed.
@@ -628,9 +669,7 @@ impl Replica {
 
     /// The change that [`Action::LogConfiguration`] asked for could not be logged; it is asked for again.
     pub fn on_configuration_refused(&mut self, change: ConfigurationChange) {
-        if let ConfigurationChange::Admit { server, .. } = change {
-            self.admitting.remove(server);
-        }
+        self.no_longer_logging(change);
     }
 
     /// The staged log is gone with the log that was dropped.
@@ -663,15 +702,14 @@ impl Replica {
             !votable || self.tag == Some(self.durable.formed) || self.settings.planted.is_some(),
             "a votable log is tagged with the formed view"
         );
-        let admitted =
-            self.configuration.disks[self.settings.me.index()] == self.durable.incarnation.disk;
-        let whole = !self.configuration.needs_image.contains(self.settings.me);
+        let marked = self.configuration.needs_image.contains(self.settings.me);
+        let counts = self.is_admitted() && !marked && self.has_image();
         Report {
             formed: self.durable.formed,
             members: self.durable.members,
             log: votable.then_some((self.log.begin, self.log.end)),
             cp: self.cp,
-            image: self.image.filter(|_| admitted && whole),
+            image: self.image.filter(|_| counts),
             glb: self.glb,
             level: self.staged.map_or(Op::ZERO, |s| s.committed.min(s.end)),
             lease_left: self.promise_until.since(now),
@@ -694,7 +732,8 @@ impl Replica {
         let lb = |c: ServerId| {
             if c == me { self.image.unwrap_or_default() } else { self.peers[c.index()].lb }
         };
-        if let Some(glb) = counted.map(lb).min() {
+        let held_back = if trims_absent { None } else { self.held_back() };
+        if let Some(glb) = counted.map(lb).chain(held_back).min() {
             self.glb = self.glb.max(glb);
         }
     }
@@ -719,7 +758,7 @@ impl Replica {
     }
 }
 
-/// What to do with the records attached to a message.
+/// What to do with what is attached to a message: records, if nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Records {
     /// Nothing.
@@ -733,6 +772,20 @@ pub enum Records {
     Staged {
         /// End of the staged log.
         above: Op,
+    },
+    /// It is the place from which a part of the image is wanted: send it, from a snapshot at `at_least` or above.
+    ImageWant {
+        /// Number of the part.
+        part: u64,
+        /// The image may not be older.
+        at_least: Op,
+    },
+    /// It is a part of an image: take it in, and say so by [`Replica::on_image_taken`].
+    ImagePart {
+        /// Its number.
+        part: u64,
+        /// Its op.
+        op: Op,
     },
 }
 

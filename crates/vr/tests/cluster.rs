@@ -46,6 +46,7 @@ impl Server {
             tag_configuration: self.durable.configuration,
             cp: Op(0),
             image: shape.is_copy(me).then_some(Op(0)),
+            image_whole: true,
         };
         self.replica = Replica::new(settings(shape, me), start, now);
         self.staged = None;
@@ -81,6 +82,7 @@ impl Cluster {
                 tag_configuration: durable.configuration,
                 cp: Op(0),
                 image: shape.is_copy(me).then_some(Op(0)),
+                image_whole: true,
             };
             let replica = Replica::new(settings(shape, me), start, Nanos(MS));
             let mut server = Server {
@@ -160,6 +162,7 @@ impl Cluster {
                     server.staged = None;
                     server.replica.on_staged_dropped();
                 }
+                Action::DiscardImage | Action::WantImage { .. } => panic!("no image is lost here"),
                 Action::Serving { .. } => server.serving = true,
                 Action::Stopped { .. } => server.serving = false,
                 Action::LogConfiguration(_) | Action::Formed { .. } | Action::Refusing { .. } => {}
@@ -191,6 +194,9 @@ impl Cluster {
                 Records::Ignore => continue,
                 Records::Current { above } => (above, false),
                 Records::Staged { above } => (above, true),
+                Records::ImageWant { .. } | Records::ImagePart { .. } => {
+                    panic!("no image is lost here")
+                }
             };
             let log = if staged {
                 &mut server.staged.as_mut().expect("staged").1

@@ -42,6 +42,7 @@ fn outsider() -> Replica {
         tag_configuration: configuration(),
         cp: Op(0),
         image: None,
+        image_whole: false,
     };
     Replica::new(settings(shape, ME), start, Nanos(MS))
 }
@@ -65,6 +66,7 @@ fn running(view: View) -> Message {
         normal: true,
         cp: Op(490),
         lb: Op(0),
+        loading: None,
         glb: Op(0),
         configuration: configuration(),
     })

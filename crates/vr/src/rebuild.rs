@@ -1,0 +1,320 @@
+//! Rebuild: a copy without a whole image loads one from another copy, part by part, while the group serves.
+//! Owns: whether a new image is needed, whom to ask for it, how far the log may be redone over it.
+//! Never: looks into a part; counts for anything before the image is whole and a record says so.
+//! Invariant: the image under way stands at or below the op of every part that is still to come.
+//! Source: docs/notes/rebuild.md; docs/protocol.md, rules 3, 9, 10.
+
+use crate::message::{Message, Presence};
+use crate::planted::Planted;
+use crate::replica::{Action, ConfigurationChange, Records, Replica, Running, Stage};
+use crate::types::{Nanos, Op, ServerId, View};
+
+/// A part that was asked for and did not come within so many failure timeouts is asked for again: another copy
+/// reads it between checkpoints.
+const PART_TIMEOUTS: u64 = 10;
+/// A learner that was silent for so many failure timeouts holds trimming back no longer.
+const HOLD_TIMEOUTS: u64 = 20;
+
+/// An image that is not whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loading {
+    /// The view whose copies are asked; with another view others are.
+    view: View,
+    state: State,
+    /// Number of the part that is wanted next, from 0.
+    part: u64,
+    /// Op of the newest part at hand. The next must not be older.
+    op: Op,
+    /// What is loaded is at or above this op, and so is what will be: so far the log may be redone.
+    loaded: Op,
+    asked: Nanos,
+    /// The caller has no room for more parts until one is loaded.
+    paused: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// What was there before is still to be thrown away.
+    Full,
+    /// That is under way.
+    Emptying,
+    /// Empty but for what no log is redone over.
+    Empty,
+    /// The log is being redone; parts are missing.
+    Partial,
+    /// Every part is loaded.
+    Loaded,
+}
+
+impl Loading {
+    /// Nothing is here yet, nor is anything of an earlier image gone.
+    pub fn new() -> Loading {
+        Loading {
+            view: View::NONE,
+            state: State::Full,
+            part: 0,
+            op: Op::ZERO,
+            loaded: Op::ZERO,
+            asked: Nanos(0),
+            paused: false,
+        }
+    }
+}
+
+impl Replica {
+    // ----- the copy that loads -----
+
+    /// Whether this copy's image is whole: exact at its LB.
+    pub fn has_image(&self) -> bool {
+        self.image.is_some() && self.loading.is_none()
+    }
+
+    /// Up to where the log may be redone over an image under way; `None` for a whole one.
+    pub(crate) fn redo_limit(&self) -> Option<Op> {
+        let loading = self.loading.as_ref()?;
+        match loading.state {
+            State::Loaded => None,
+            State::Partial if self.planted(Planted::RedoBeyondParts) => None,
+            State::Partial => Some(loading.loaded),
+            State::Full | State::Emptying | State::Empty => Some(Op::ZERO),
+        }
+    }
+
+    /// Whether records above the image's op may be gathered for it.
+    pub(crate) fn image_can_follow(&self) -> bool {
+        let begun = |l: &Loading| matches!(l.state, State::Partial | State::Loaded);
+        self.image.is_none_or(|lb| self.loading.as_ref().is_none_or(begun) && lb >= self.glb)
+    }
+
+    /// Outside of the running view: sees to it that this copy gets a whole image if it has none that the log
+    /// reaches.
+    pub(crate) fn rebuild(&mut self, now: Nanos, running: &Running, out: &mut Vec<Action>) {
+        let me = self.settings.me;
+        if !self.settings.shape.is_copy(me) || !self.is_admitted() {
+            return;
+        }
+        // Below GLB the log may be gone, at every server.
+        let reached = self.image.is_some_and(|lb| lb >= self.glb);
+        let loading = match &mut self.loading {
+            None if reached => return,
+            None => self.loading.insert(Loading::new()),
+            Some(loading) => loading,
+        };
+        if !reached && matches!(loading.state, State::Partial | State::Loaded) {
+            *loading = Loading::new();
+        }
+        match loading.state {
+            State::Full => {
+                loading.state = State::Emptying;
+                if self.staged.take().is_some() {
+                    out.push(Action::DropStaged);
+                }
+                out.push(Action::DiscardImage);
+            }
+            State::Empty | State::Partial => {
+                let again = loading.asked.plus(PART_TIMEOUTS * self.settings.failure_timeout);
+                let elsewhere = loading.view != running.view;
+                if !loading.paused && (elsewhere || now >= again || loading.asked == Nanos(0)) {
+                    self.want_image(now, out);
+                }
+            }
+            State::Emptying | State::Loaded => {}
+        }
+    }
+
+    fn want_image(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let Some(running) = self.running else { return };
+        let to = self.image_source(now, &running);
+        let loading = self.loading.as_mut().expect("an image is being loaded");
+        loading.view = running.view;
+        loading.asked = now;
+        let (part, at_least) = (loading.part, loading.op);
+        out.push(Action::WantImage { to, view: running.view, part, at_least });
+    }
+
+    /// Preferably not the primary, which has other things to do.
+    fn image_source(&self, now: Nanos, running: &Running) -> ServerId {
+        let backup = self.settings.shape.copies().find(|c| {
+            let presence = self.peers[c.index()].presence;
+            *c != running.primary
+                && running.members.contains(*c)
+                && !self.is_silent(now, *c)
+                && presence.is_some_and(|p| p.normal && p.formed == running.view)
+        });
+        backup.unwrap_or(running.primary)
+    }
+
+    /// The image is empty now, as [`Action::DiscardImage`] asked.
+    pub fn on_image_discarded(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let loading = self.loading.as_mut().expect("nobody asked to discard a whole image");
+        assert_eq!(loading.state, State::Emptying, "nobody asked to discard the image");
+        *loading = Loading { state: State::Empty, ..Loading::new() };
+        self.image = Some(Op::ZERO);
+        self.on_reapply();
+        if let (Stage::Outside { .. }, Some(running)) = (&self.stage, self.running) {
+            self.rebuild(now, &running, out);
+        }
+    }
+
+    pub(crate) fn on_image_part(&mut self, view: View, part: u64, op: Op) -> Records {
+        let outside = matches!(self.stage, Stage::Outside { .. });
+        let running = self.running.is_some_and(|r| r.view == view);
+        let Some(loading) = &self.loading else { return Records::Ignore };
+        let wanted = matches!(loading.state, State::Empty | State::Partial)
+            && part == loading.part
+            && op >= loading.op
+            && op >= loading.loaded;
+        if !(outside && running && wanted) {
+            return Records::Ignore;
+        }
+        assert!(view <= self.durable.promised, "an image of {view}, above the promise");
+        Records::ImagePart { part, op }
+    }
+
+    /// The caller took in part `part`, exact at `op`. `room`: it can take another one before this is loaded.
+    pub fn on_image_taken(
+        &mut self,
+        now: Nanos,
+        (part, op): (u64, Op),
+        last: bool,
+        room: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let loading = self.loading.as_mut().expect("a part of an image nobody wants");
+        assert!(part == loading.part && op >= loading.op, "part {part} at {op} is out of order");
+        loading.part += 1;
+        loading.op = op;
+        loading.paused = last || !room;
+        if !loading.paused {
+            self.want_image(now, out);
+        }
+    }
+
+    /// Parts are in the image, durably, the newest of them exact at `op`. `begun`: now the image has all that
+    /// the log is not redone over, and stands at `op`.
+    pub fn on_image_loaded(
+        &mut self,
+        now: Nanos,
+        (op, begun, last): (Op, bool, bool),
+        out: &mut Vec<Action>,
+    ) {
+        let loading = self.loading.as_mut().expect("a whole image was loaded over");
+        assert!(op >= loading.loaded, "an older part follows");
+        loading.loaded = op;
+        if begun {
+            assert_eq!(loading.state, State::Empty, "an image begins twice");
+            loading.state = State::Partial;
+        }
+        if last {
+            assert_eq!(loading.state, State::Partial, "an image ends before it began");
+            loading.state = State::Loaded;
+        }
+        let ask = loading.paused && !last;
+        if ask {
+            loading.paused = false;
+        }
+        if begun {
+            self.image = Some(op);
+            self.on_reapply();
+        }
+        if ask {
+            self.want_image(now, out);
+        }
+    }
+
+    /// The image is whole, durably: every part is loaded and the log redone up to the newest of them.
+    pub fn on_image_whole(&mut self) {
+        let loading = self.loading.take().expect("a whole image became whole");
+        assert_eq!(loading.state, State::Loaded, "an image became whole that lacks parts");
+        assert!(self.image.is_some_and(|lb| lb >= loading.op), "the log is not redone far enough");
+    }
+
+    /// Parts do not fit together: begin anew.
+    pub fn rebuild_anew(&mut self) {
+        if let Some(loading) = &mut self.loading
+            && loading.state != State::Emptying
+        {
+            *loading = Loading::new();
+        }
+    }
+
+    // ----- the copy that is asked -----
+
+    pub(crate) fn on_image_want(&self, view: View, part: u64, at_least: Op) -> Records {
+        let able = self.is_normal() && view == self.durable.formed && self.has_image();
+        if able { Records::ImageWant { part, at_least } } else { Records::Ignore }
+    }
+
+    // ----- the primary -----
+
+    /// Rule 10: the log above a learner's image stays while it loads.
+    pub(crate) fn hear_loading(&mut self, from: ServerId, presence: &Presence) {
+        let glb = self.glb;
+        let peer = &mut self.peers[from.index()];
+        if presence.loading.is_none_or(|op| op >= glb) {
+            peer.let_go = false;
+        }
+        peer.loading = presence.loading.filter(|_| !peer.let_go);
+    }
+
+    /// The lowest op at which a learner's image under way stands.
+    pub(crate) fn held_back(&self) -> Option<Op> {
+        let admitted = |s: &ServerId| {
+            self.configuration.disks[s.index()] == self.peers[s.index()].incarnation.disk
+        };
+        let learners = self.others().filter(admitted);
+        learners.filter_map(|s| self.peers[s.index()].loading).min()
+    }
+
+    /// The log is at its bound: learners hold it back no longer. Returns whether any did.
+    pub(crate) fn let_learners_go(&mut self) -> bool {
+        let mut any = false;
+        for peer in &mut self.peers {
+            if peer.loading.take().is_some() {
+                peer.let_go = true;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Learners that fell silent hold nothing back; copies that have a whole image again count again.
+    pub(crate) fn tend_learners(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let patience = HOLD_TIMEOUTS * self.settings.failure_timeout;
+        for peer in &mut self.peers {
+            if peer.loading.is_some() && now.since(peer.heard) > patience {
+                peer.loading = None;
+            }
+        }
+        if now >= self.lease_until() {
+            return; // perhaps primary no more
+        }
+        for server in self.configuration.needs_image.iter() {
+            let peer = &self.peers[server.index()];
+            let admitted = peer.incarnation.disk == self.configuration.disks[server.index()];
+            let whole = peer.presence.is_some_and(|p| p.loading.is_none() && p.lb >= self.glb);
+            if admitted && whole && !self.admitting.contains(server) {
+                self.admitting.insert(server);
+                out.push(Action::LogConfiguration(ConfigurationChange::HasImage { server }));
+            }
+        }
+    }
+
+    /// What this server says of its image in [`Presence`]: its LB, or how far the one under way is.
+    pub(crate) fn image_presence(&self) -> (Op, Option<Op>) {
+        let lb = self.image.unwrap_or_default();
+        if self.loading.is_some() { (Op::ZERO, Some(lb)) } else { (lb, None) }
+    }
+
+    /// Whether this server's disk counts (rule 3).
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.configuration.disks[self.me_index()] == self.durable.incarnation.disk
+    }
+}
+
+impl Action {
+    /// The message for [`Action::WantImage`]; the caller attaches the place where the part before it ended.
+    pub fn image_want(view: View, part: u64, at_least: Op) -> Message {
+        Message::ImageWant { view, part, at_least }
+    }
+}
