@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lexopt::Arg::Long;
+use lexopt::Arg::{Long, Value};
 use lexopt::{Parser, ValueExt};
 
 use harp_node::Network;
@@ -17,6 +17,7 @@ use harp_node::Network;
 use crate::config::{Config, FILE_NAME, Place};
 use crate::configcheck::squash_named;
 use crate::error::HarpError;
+use crate::export::{Exported, Owners, export};
 use crate::formatting::{self, Act};
 use crate::init::{InitOptions, init};
 use crate::up::{UpOptions, up};
@@ -42,8 +43,9 @@ harp status [--dir DIR | --config FILE] [--json]
                                         show every server's state
 harp verify [--dir DIR | --config FILE] [--json]
                                         compare all copies at the same op
+harp export DIR DEST [--drop-owners]      copy the files out of a stopped server's directory
 harp bench ...                          load generators and reports
-harp volume, override, export           not built yet
+harp volume, override                   not built yet
 ";
 
 fn usage(why: impl Into<String>) -> HarpError {
@@ -89,7 +91,7 @@ fn command(mut arguments: Vec<OsString>) -> Result<(), HarpError> {
         "init" => run_init(parser),
         "volume" => built_not("volume", "there are no block volumes"),
         "override" => built_not("override", "bring back the servers that harp status names"),
-        "export" => built_not("export", "mount the group and copy the files"),
+        "export" => run_export(parser),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())
@@ -309,6 +311,44 @@ fn run_verify(parser: Parser) -> Result<(), HarpError> {
     Ok(())
 }
 
+fn run_export(mut parser: Parser) -> Result<(), HarpError> {
+    let (mut places, mut owners) = (Vec::new(), Owners::Keep);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(place) => places.push(PathBuf::from(place)),
+            Long("drop-owners") => owners = Owners::Drop,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let [dir, dest] = &places[..] else {
+        return Err(usage("export wants a server's directory and a new one: harp export DIR DEST"));
+    };
+    let done = export(dir, dest, owners)?;
+    let Exported { op, lb, objects, bytes, .. } = done;
+    println!("{objects} objects and {bytes} bytes, exact at op {op}, are in {}", dest.display());
+    match &done.log_fault {
+        None if op > lb => {
+            println!("ops {} to {op} are from the log, all below from the image", lb + 1)
+        }
+        None => {}
+        Some(why) => println!("the log adds nothing ({why}): what came after op {lb} is not here"),
+    }
+    if done.log_fault.is_none() && done.log_end > op {
+        let (first, last) = (op + 1, done.log_end);
+        println!(
+            "ops {first} to {last} are left out: this log does not say that they were committed"
+        );
+    }
+    done.faults.iter().for_each(|fault| println!("not copied, or not as it was: {fault}"));
+    match done.fault_count {
+        0 => Ok(()),
+        count => {
+            let why = format!("{count} objects were not copied, or not as they were; see above");
+            Err(HarpError::Refused { why })
+        }
+    }
+}
+
 fn run_bench(rest: &[OsString]) -> Result<(), HarpError> {
     let strings: Option<Vec<String>> =
         rest.iter().map(|word| word.to_str().map(str::to_string)).collect();
@@ -350,7 +390,7 @@ mod tests {
 
     #[test]
     fn every_failure_is_one_line_and_a_code() {
-        for words in ["", "fly", "init --dir x", "volume list", "override", "export a b"] {
+        for words in ["", "fly", "init --dir x", "volume list", "override", "export /nowhere b"] {
             let error = fails(words);
             assert_eq!(error.to_string().lines().count(), 1, "{words}: {error}");
             assert_ne!(error.exit_code(), 0);

@@ -122,6 +122,12 @@ pub fn head_begin(slot: &[u8]) -> Option<LogPos> {
     Head::read(slot).map(|head| LogPos(head.begin_pos))
 }
 
+/// The length of a segment and the number of segments of the log whose head is in a slot, and the number of the
+/// write: the higher counts. `None`: no head.
+pub fn head_geometry(slot: &[u8]) -> Option<(u64, u64, u64)> {
+    Head::read(slot).map(|head| (head.sequence, head.segment_bytes, head.segments_max))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -139,12 +139,12 @@ impl StoreJob {
 }
 
 /// The image below a generation.
-struct Image<E: Engine, D: Disk> {
-    reader: Reader<E, D>,
-    partial: bool,
+pub(crate) struct Image<E: Engine, D: Disk> {
+    pub reader: Reader<E, D>,
+    pub partial: bool,
 }
 
-fn unread(error: StoreError) -> ImageError {
+pub(crate) fn unread(error: StoreError) -> ImageError {
     ImageError::Reader(Box::new(error))
 }
 

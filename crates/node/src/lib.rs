@@ -10,6 +10,7 @@ mod export;
 mod gather;
 mod jobs;
 mod node;
+mod offline;
 mod part;
 mod peers;
 mod rebuild;
@@ -21,6 +22,7 @@ pub use boot::{BootError, first_view};
 pub use export::{Export, Network, NetworkError, Squash};
 pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
+pub use offline::{Offline, RedoError};
 
 // The types that a world needs, so that it depends on this crate alone.
 pub use {harp_fs as fs, harp_log as log, harp_store as store, harp_vr as vr, harp_wire as wire};

@@ -83,7 +83,7 @@ enum Served {
 }
 
 /// The root directory is made at format and never again.
-const ROOT_GENERATION: u32 = 1;
+pub(crate) const ROOT_GENERATION: u32 = 1;
 
 /// Nanoseconds since 1970 as a file's time.
 fn time_of(nanos: u64) -> Time {

@@ -125,6 +125,35 @@ impl Client {
         self.find(dir, name)
     }
 
+    pub fn make_dir(&mut self, dir: &nfs_fh3, name: &str, mode: u32) -> Result<nfs_fh3, nfsstat3> {
+        let attributes = sattr3 { mode: Nfs3Option::Some(mode), ..sattr3::default() };
+        call!(self.mkdir(MKDIR3args { where_: at(dir, name), attributes }))?;
+        self.find(dir, name)
+    }
+
+    pub fn make_link(&mut self, dir: &nfs_fh3, name: &str, target: &str) -> Result<(), nfsstat3> {
+        let symlink = symlinkdata3 {
+            symlink_attributes: sattr3::default(),
+            symlink_data: nfspath3(Opaque::borrowed(target.as_bytes())),
+        };
+        call!(self.symlink(SYMLINK3args { where_: at(dir, name), symlink }))?;
+        Ok(())
+    }
+
+    pub fn make_device(&mut self, dir: &nfs_fh3, name: &str) -> Result<(), nfsstat3> {
+        let what = mknoddata3::NF3CHR(devicedata3 {
+            dev_attributes: sattr3 { mode: Nfs3Option::Some(0o600), ..sattr3::default() },
+            spec: specdata3 { specdata1: 1, specdata2: 3 },
+        });
+        call!(self.mknod(MKNOD3args { where_: at(dir, name), what }))?;
+        Ok(())
+    }
+
+    pub fn make_name(&mut self, file: &nfs_fh3, dir: &nfs_fh3, name: &str) -> Result<(), nfsstat3> {
+        call!(self.link(LINK3args { file: file.clone(), link: at(dir, name) }))?;
+        Ok(())
+    }
+
     pub fn find(&mut self, dir: &nfs_fh3, name: &str) -> Result<nfs_fh3, nfsstat3> {
         Ok(call!(self.lookup(LOOKUP3args { what: at(dir, name) }))?.object)
     }

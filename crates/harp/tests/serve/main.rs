@@ -4,5 +4,6 @@ mod client;
 mod deployment;
 mod exports;
 mod faults;
+mod files;
 mod formatting;
 mod relays;
