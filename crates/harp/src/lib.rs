@@ -35,6 +35,7 @@ pub mod operator;
 pub mod poller;
 pub mod relay;
 pub mod ringmem;
+pub mod rpcbind;
 pub mod segments;
 pub mod server;
 pub mod serverdir;

@@ -65,7 +65,7 @@ fn a_server_that_cannot_start_says_why_and_what_to_do() {
     let other = format!("id = \"{}\"", "00".repeat(16));
     std::fs::write(&group.config, text.replace(id, &other)).expect("writes");
     let said = group.serve_fails("b", &[]);
-    assert!(said.contains("belongs to another group"), "{said}");
+    assert!(said.contains("belongs to another group") && said.contains(&"00".repeat(16)), "{said}");
     std::fs::write(&group.config, &text).expect("writes");
 
     // Keys for everybody to read.

@@ -58,7 +58,7 @@ fn dressed(mode: u32, uid: u32, gid: u32, seconds: u32) -> sattr3 {
         mode: Nfs3Option::Some(mode),
         uid: Nfs3Option::Some(uid),
         gid: Nfs3Option::Some(gid),
-        atime: set_atime::SET_TO_CLIENT_TIME(time.clone()),
+        atime: set_atime::SET_TO_CLIENT_TIME(time),
         mtime: set_mtime::SET_TO_CLIENT_TIME(time),
         ..sattr3::default()
     }
