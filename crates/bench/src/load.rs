@@ -118,6 +118,8 @@ pub struct LoadOptions {
     pub seconds: Option<u64>,
     /// Begins the names of everything the load makes.
     pub prefix: String,
+    /// Whether the files stay when the load is over.
+    pub keep: bool,
 }
 
 impl LoadOptions {
@@ -132,6 +134,7 @@ impl LoadOptions {
             phases: Vec::new(),
             seconds: None,
             prefix: "p".into(),
+            keep: false,
         }
     }
 }
@@ -198,7 +201,9 @@ pub fn run(
             load.run_phase(phase, None)?;
         }
     }
-    load.clean_up()?;
+    if !options.keep {
+        load.clean_up()?;
+    }
     Ok(reports)
 }
 

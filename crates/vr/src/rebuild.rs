@@ -30,6 +30,8 @@ pub(crate) struct Loading {
     asked: Nanos,
     /// The caller has no room for more parts until one is loaded.
     paused: bool,
+    /// The last part is at hand.
+    ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,7 @@ impl Loading {
             loaded: Op::ZERO,
             asked: Nanos(0),
             paused: false,
+            ended: false,
         }
     }
 }
@@ -114,7 +117,8 @@ impl Replica {
             State::Empty | State::Partial => {
                 let again = loading.asked.plus(PART_TIMEOUTS * self.settings.failure_timeout);
                 let elsewhere = loading.view != running.view;
-                if !loading.paused && (elsewhere || now >= again || loading.asked == Nanos(0)) {
+                let wants = !loading.paused && !loading.ended;
+                if wants && (elsewhere || now >= again || loading.asked == Nanos(0)) {
                     self.want_image(now, out);
                 }
             }
@@ -162,6 +166,7 @@ impl Replica {
         let Some(loading) = &self.loading else { return Records::Ignore };
         let wanted = matches!(loading.state, State::Empty | State::Partial)
             && part == loading.part
+            && !loading.ended
             && op >= loading.op
             && op >= loading.loaded;
         if !(outside && running && wanted) {
@@ -184,8 +189,9 @@ impl Replica {
         assert!(part == loading.part && op >= loading.op, "part {part} at {op} is out of order");
         loading.part += 1;
         loading.op = op;
-        loading.paused = last || !room;
-        if !loading.paused {
+        loading.paused = !room;
+        loading.ended = last;
+        if room && !last {
             self.want_image(now, out);
         }
     }
@@ -209,10 +215,7 @@ impl Replica {
             assert_eq!(loading.state, State::Partial, "an image ends before it began");
             loading.state = State::Loaded;
         }
-        let ask = loading.paused && !last;
-        if ask {
-            loading.paused = false;
-        }
+        let ask = std::mem::take(&mut loading.paused) && !loading.ended;
         if begun {
             self.image = Some(op);
             self.on_reapply();

@@ -146,8 +146,13 @@ impl Load {
         recorder.join().map_err(bug)?.map_err(|error| E2eError::Wrong(error.to_string()))
     }
 
+    /// Operations acknowledged a second since `begun`, when there were `before`.
+    pub fn rate_since(&self, begun: Instant, before: u64) -> Result<f64, E2eError> {
+        Ok((self.acknowledged()? - before) as f64 / begun.elapsed().as_secs_f64())
+    }
+
     /// Operations acknowledged so far; an error as soon as one had a wrong outcome.
-    fn acknowledged(&self) -> Result<u64, E2eError> {
+    pub fn acknowledged(&self) -> Result<u64, E2eError> {
         self.acknowledged.borrow_mut().count(&self.journal)
     }
 }

@@ -103,11 +103,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: losses::log_of_one_server_lost_nothing_lost,
     },
     Scenario {
-        name: "disk_of_the_backup_lost_service_goes_on",
-        story: "all die, the backup's disk is empty; primary and witness serve everything",
+        name: "disk_of_a_copy_lost_it_is_rebuilt_under_load",
+        story: "the backup's disk is emptied under load, then the primary's; each is rebuilt",
         needs: &[],
         guest: false,
-        run: losses::disk_of_the_backup_lost_service_goes_on,
+        run: losses::disk_of_a_copy_lost_it_is_rebuilt_under_load,
     },
     Scenario {
         name: "kernel_client_copies_a_source_tree",
