@@ -12,7 +12,8 @@ use std::process::ExitCode;
 use lexopt::Arg::{Long, Value};
 use lexopt::{Parser, ValueExt};
 
-use harp_node::Network;
+use harp_node::fs::key::RootOwner;
+use harp_node::{Network, Squash};
 
 use crate::config::{Config, FILE_NAME, Place};
 use crate::configcheck::squash_named;
@@ -227,6 +228,13 @@ fn run_init(parser: Parser) -> Result<(), HarpError> {
         println!("  on {machine}: harp serve --config {FILE_NAME} --node {server} --format");
     }
     println!("and then the same without --format, to run it.");
+    let RootOwner { uid, mode, .. } = config.root;
+    if config.export.squash != Squash::None && uid == 0 && mode & 0o022 == 0 {
+        println!(
+            "root is squashed and the root directory is root's: nobody can make anything there. Before --format, set \
+             root_uid, root_gid or root_mode in the file, or squash to \"none\"."
+        );
+    }
     Ok(())
 }
 

@@ -248,7 +248,15 @@ impl Checker<'_> {
             let nfs = self.address(&format!("server.{server}.nfs"), nfs)?;
             Ok(Machine { nfs, dir: PathBuf::from(dir.get_ref()) })
         };
-        Ok(Place::Machines(servers.iter().map(machine).collect::<Result<_, _>>()?))
+        let machines = servers.iter().map(machine).collect::<Result<Vec<Machine>, _>>()?;
+        for ((server, raw), machine) in servers.iter().zip(&machines) {
+            // The primary's portmapper names its own port to the clients of all.
+            if let (false, Some(nfs)) = (machine.nfs.port() == machines[0].nfs.port(), &raw.nfs) {
+                let why = "must have the same port as server.a.nfs";
+                return Err(self.fault(nfs.span().start, &format!("server.{server}.nfs"), why));
+            }
+        }
+        Ok(Place::Machines(machines))
     }
 
     /// No two servers may take each other's place.

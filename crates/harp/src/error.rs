@@ -140,8 +140,8 @@ impl fmt::Display for HarpError {
             HarpError::MediaLoss { dir, why } => write!(
                 f,
                 "media loss in {}: {why}; move the directory away, and the server starts anew under another disk \
-                 id, called by harp up, or once by harp serve --replace (a witness takes part at once; a copy \
-                 cannot be given its files yet)",
+                 id: by itself under harp up, else once called by harp serve --replace (a witness takes part at \
+                 once, a copy when the others have given it their files)",
                 dir.display()
             ),
             HarpError::Fatal { why } => write!(f, "{why}"),

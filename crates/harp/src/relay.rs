@@ -18,6 +18,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use harp_node::vr::{Nanos, ServerId, View};
+use rustix::io::Errno;
 use rustix::net::{connect_unspec, sockopt};
 
 use crate::clock::NANOS_PER_MS;
@@ -132,24 +133,34 @@ impl Relay {
         CALLS_MAX.saturating_sub(open(self))
     }
 
-    /// Passes on what may be of the calls that are here; `false`: the primary is gone.
-    fn pass_calls(&mut self) -> bool {
+    /// Passes on what may be of `calls` and returns how much that is; `None`: the primary is gone.
+    fn pass(&mut self, calls: &[u8]) -> Option<usize> {
         let left = self.calls_left();
-        let Upstream::Up(connection) = &mut self.upstream else { return true };
+        let Upstream::Up(connection) = &mut self.upstream else { return Some(0) };
         let mut marks = self.call_marks.clone();
-        let (may, _) = marks.take(&self.calls, left, |_| ());
-        self.stuck = may < self.calls.len();
+        let (may, _) = marks.take(calls, left, |_| ());
+        self.stuck = may < calls.len();
         if may == 0 {
-            return true;
+            return Some(0);
         }
-        let sent = match rustix::io::write(&connection.socket, &self.calls[..may]) {
+        let sent = match rustix::io::write(&connection.socket, &calls[..may]) {
             Ok(sent) => sent,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
-            Err(_) => return false,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(_) => return None,
         };
-        let (_, ended) = self.call_marks.take(&self.calls[..sent], usize::MAX, |_| ());
+        let (_, ended) = self.call_marks.take(&calls[..sent], usize::MAX, |_| ());
         self.calls_passed += ended as u64;
-        self.calls.drain(..sent);
+        Some(sent)
+    }
+
+    /// Passes on what was kept; `false`: the primary is gone.
+    fn pass_kept(&mut self) -> bool {
+        let mut calls = std::mem::take(&mut self.calls);
+        let Some(passed) = self.pass(&calls) else { return false };
+        if passed < calls.len() {
+            calls.drain(..passed);
+            self.calls = calls;
+        }
         true
     }
 
@@ -384,27 +395,32 @@ impl Relays {
         if alive && ready.read && relay.interest.read {
             alive = match receive_into(&relay.client, &mut self.scratch) {
                 Received::Bytes(count) => {
-                    relay.calls.extend_from_slice(&self.scratch[..count]);
+                    let calls = &self.scratch[..count];
+                    let Some(passed) = relay.pass(calls) else { return self.close(id, true) };
+                    relay.calls.extend_from_slice(&calls[passed..]);
                     true
                 }
                 Received::Nothing => true,
                 Received::Closed => false,
             };
         }
-        if alive { self.go_on(id, poller) } else { self.close(id, false) }
+        if alive { self.settle(id, poller) } else { self.close(id, false) }
     }
 
     /// Passes calls on as far as they may go.
     fn go_on(&mut self, id: u64, poller: &Poller) {
         let Some(slot) = self.slot_of(id) else { return };
         let relay = self.slots[slot].as_mut().expect("just found");
-        if !relay.calls.is_empty() && !relay.pass_calls() {
+        if !relay.calls.is_empty() && !relay.pass_kept() {
             return self.close(id, true);
         }
-        if relay.calls.is_empty() {
-            relay.stuck = false;
-            relay.calls.shrink_to(0);
-        }
+        self.settle(id, poller);
+    }
+
+    /// After bytes moved.
+    fn settle(&mut self, id: u64, poller: &Poller) {
+        let Some(slot) = self.slot_of(id) else { return };
+        let relay = self.slots[slot].as_mut().expect("just found");
         if relay.stuck && !self.stuck.contains(&id) {
             self.stuck.push(id);
         }
@@ -505,5 +521,20 @@ impl Relays {
             return self.close(id, true);
         }
         self.go_on(id, poller);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_address_travels_whole() {
+        for address in ["10.1.2.3:900", "[fd00::7]:65535"] {
+            let address: SocketAddr = address.parse().expect("an address");
+            assert_eq!(parse_origin(&origin(address)), (address.ip(), address.port()));
+        }
+        let mapped = "[::ffff:10.1.2.3]:9".parse().expect("an address");
+        assert_eq!(parse_origin(&origin(mapped)).0, IpAddr::from([10, 1, 2, 3]));
     }
 }

@@ -237,7 +237,7 @@ fn print_how_to_mount(config: &Config, nfs: SocketAddr, admin: SocketAddr) {
     if !nfs.ip().is_loopback() && !config.export.is_beyond_loopback() {
         let file = config.file.display();
         say(&format!(
-            "only this machine may connect: name other networks in export.allow in {file}"
+            "only loopback addresses may connect: name the clients' networks in export.allow in {file}"
         ));
     }
 }

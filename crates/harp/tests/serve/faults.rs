@@ -52,6 +52,7 @@ fn a_server_that_cannot_start_says_why_and_what_to_do() {
         ("[settings]", "[settings]\ncolour = 3", "settings.colour"),
         ("nfs = \"127.0.0.2", "nfs = \"127.0.0.256", "server.b.nfs"),
         ("nfs = \"127.0.0.2", "nfs = \"127.0.0.1", "server.b.nfs"),
+        (&format!("nfs = \"127.0.0.2:{port}"), "nfs = \"127.0.0.2:1", "server.b.nfs"),
         ("[server.b]", "[server.a]", "server.a"),
         ("allow = [", "allow = [\"10.0.0.0/33\", ", "export.allow"),
         ("squash = \"none\"", "squash = \"most\"", "export.squash"),

@@ -2,10 +2,11 @@
 
 use rustix::process::Signal;
 
+use crate::client::Client;
 use crate::deployment::{Deployment, NAMES, succeeds};
 
 /// A server that was not formatted does not start; formatted, it is formatted no more; its directory gone, it
-/// says media loss, whatever is tried but a replacement.
+/// says media loss, whatever is tried but a replacement; which then counts.
 #[test]
 fn formatting_a_lost_server_needs_another_word() {
     let mut group = Deployment::init("serve-formatting", &[]);
@@ -35,6 +36,18 @@ fn formatting_a_lost_server_needs_another_word() {
     group.await_roles(&["primary", "backup", "witness"]);
     // A record of the others' view admits its new disk.
     group.await_what("admission", |group| group.status()["nodes"][0]["cp"].as_u64() >= Some(1));
+    // A copy is given its files by the other.
+    let from = [127, 0, 0, 1].into();
+    let mut client = Client::mount(from, group.nfs(2), Some((0, 0))).expect("relayed");
+    let root = client.root.clone();
+    let file = client.make(&root, "file").expect("made");
+    client.write(&file, 0, &[5; 300_000]).expect("written");
+    group.end(1, Signal::TERM);
+    std::fs::remove_dir_all(group.server_dir(1)).expect("removes");
+    succeeds(&["serve", "--config", &group.config, "--node", "b", "--replace"]);
+    group.start_server(1);
+    group.await_roles(&["primary", "backup", "witness"]);
+    group.verify();
     // It counts: with it, and without the primary, the group goes on.
     group.end(0, Signal::KILL);
     group.await_roles(&["down", "primary", "promoted"]);
