@@ -10,7 +10,7 @@ use harp_vr::{ConfigurationChange, Op};
 use crate::api::{Notice, Now, Output};
 use crate::jobs::{Frozen, StoreJob, Work};
 use crate::node::{Node, RunningCheckpoint};
-use crate::record::{self, kind};
+use crate::record::{self, Operation, kind};
 
 /// Records applied in one turn at most, so that heartbeats never wait.
 const APPLY_PER_TURN: u64 = 2_048;
@@ -59,7 +59,8 @@ impl Node {
                 let effects_at = at.0 + record::STAMP_BYTES as u64;
                 let applied = copy.shadow.apply(op, operation.effects, effects_at, &self.bytes);
                 applied.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
-                copy.clients.record(op, header.time, &operation.stamp, operation.reply);
+                let Operation { stamp, reply, .. } = operation;
+                copy.clients.record(op, header.time, &stamp, reply, at.0);
             }
             other => {
                 let nothing = copy.shadow.apply(op, &[], at.0, &self.bytes);
@@ -105,7 +106,7 @@ impl Node {
         let frozen = Frozen {
             op,
             generation: copy.shadow.freeze(op),
-            rows: copy.clients.changed_rows(op),
+            clients: copy.clients.freeze(),
             configuration: configuration_row(self.replica.configuration()),
             partial: copy.is_partial_at(op),
         };

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 
+use harp_fs::blocks::LogBytes;
 use rustc_hash::FxHashMap;
 
-use crate::record::{RequestKey, Stamp};
+use crate::record::{RequestKey, STAMP_BYTES, Stamp};
 
 /// Replies kept per connection.
 pub const REPLIES_PER_CONNECTION: usize = 256;
@@ -44,8 +45,41 @@ struct Connection {
     next: usize,
 }
 
-/// A key and its value, or `None` where the row goes away.
-pub type Row = (Vec<u8>, Option<Vec<u8>>);
+/// Changes that are noted at least before those that are out of date are sorted out.
+const NOTES_MIN: usize = 8_192;
+
+/// Takes rows in key order, `None` for one to be removed.
+pub type PutRow<'a, E> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), E> + 'a;
+
+/// A reply that came into the table; its bytes are in the log.
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    connection: u64,
+    slot: u8,
+    op: u64,
+    time: u64,
+    /// Where the record's body lies, which begins with the stamp.
+    body_at: u64,
+    effects_len: u32,
+    reply_len: u32,
+}
+
+/// A connection that was forgotten.
+#[derive(Clone, Copy, Debug)]
+struct Forgotten {
+    connection: u64,
+    slots: usize,
+    op: u64,
+}
+
+/// What a checkpoint writes of the table. To make it costs nothing; to turn it into rows does, and is for the
+/// store's thread.
+#[derive(Debug)]
+pub struct ChangedRows {
+    clock: Option<[u8; 16]>,
+    notes: Vec<Note>,
+    forgotten: Vec<Forgotten>,
+}
 
 /// The table of one copy.
 #[derive(Clone, Debug, Default)]
@@ -53,10 +87,10 @@ pub struct ClientTable {
     /// By name: the op of the connection's first record.
     connections: BTreeMap<u64, Connection>,
     index: FxHashMap<RequestKey, (u64, u8)>,
-    /// Connections forgotten since the last checkpoint, with the number of their rows.
-    forgotten: Vec<(u64, usize)>,
-    /// Rows above this op are not in the image yet.
-    saved: u64,
+    /// Replies that came since the last checkpoint was frozen.
+    notes: Vec<Note>,
+    /// Connections forgotten since then.
+    forgotten: Vec<Forgotten>,
     /// The newest record taken in, its log time, and the table's time then.
     newest_op: u64,
     log_time: u64,
@@ -81,8 +115,9 @@ impl ClientTable {
         self.connections.contains_key(&connection)
     }
 
-    /// Takes in the record of `op`, logged at `time`. Taking it in again changes nothing.
-    pub fn record(&mut self, op: u64, time: u64, stamp: &Stamp, reply: &[u8]) {
+    /// Takes in the record of `op`, logged at `time`, whose body lies at `body_at` of the log until a checkpoint
+    /// is through. Taking it in again changes nothing.
+    pub fn record(&mut self, op: u64, time: u64, stamp: &Stamp, reply: &[u8], body_at: u64) {
         if op <= self.newest_op {
             return; // taken in before
         }
@@ -91,7 +126,7 @@ impl ClientTable {
         self.log_time = time;
         let time = self.clock;
         if !self.connections.contains_key(&stamp.connection) {
-            self.forget_old(time);
+            self.forget_old(op, time);
         }
         let connection = self.connections.entry(stamp.connection).or_default();
         connection.port = stamp.port;
@@ -117,9 +152,23 @@ impl ClientTable {
             at
         };
         self.index.insert(stamp.key, (stamp.connection, at as u8));
+        self.note(op, time, stamp, at as u8, body_at);
     }
 
-    fn forget_old(&mut self, time: u64) {
+    fn note(&mut self, op: u64, time: u64, stamp: &Stamp, slot: u8, body_at: u64) {
+        if self.notes.len() >= NOTES_MIN.max(2 * self.index.len()) {
+            // Replies that others replaced since. As many as are left have come in between.
+            let connections = &self.connections;
+            self.notes.retain(|note| {
+                let connection = connections.get(&note.connection);
+                connection.is_some_and(|c| c.slots[note.slot as usize].op == note.op)
+            });
+        }
+        let Stamp { connection, effects_len, reply_len, .. } = *stamp;
+        self.notes.push(Note { connection, slot, op, time, body_at, effects_len, reply_len });
+    }
+
+    fn forget_old(&mut self, op: u64, time: u64) {
         let old = |c: &Connection| c.newest.saturating_add(KEEP_NANOS) < time;
         let mut gone: Vec<u64> =
             self.connections.iter().filter(|(_, c)| old(c)).map(|(name, _)| *name).collect();
@@ -134,32 +183,17 @@ impl ClientTable {
                     self.index.remove(&slot.key);
                 }
             }
-            self.forgotten.push((name, connection.slots.len()));
+            let slots = connection.slots.len();
+            self.forgotten.push(Forgotten { connection: name, slots, op });
         }
     }
 
-    /// The rows that changed since the last call, ascending by key; called when the applied set is frozen
-    /// at `op`.
-    pub fn changed_rows(&mut self, op: u64) -> Vec<Row> {
-        let mut rows: Vec<Row> = Vec::new();
-        if self.newest_op > self.saved {
-            rows.push((vec![ROW_PREFIX], Some(self.clock_row())));
-        }
-        for (name, count) in self.forgotten.drain(..) {
-            rows.extend((0..count).map(|at| (row_key(name, at as u8), None)));
-        }
-        for (name, connection) in &self.connections {
-            if connection.newest_op <= self.saved {
-                continue;
-            }
-            for (at, slot) in connection.slots.iter().enumerate().filter(|(_, s)| s.op > self.saved)
-            {
-                rows.push((row_key(*name, at as u8), Some(row_value(connection.port, slot))));
-            }
-        }
-        rows.sort_by(|a, b| a.0.cmp(&b.0));
-        self.saved = op;
-        rows
+    /// What changed since the last call, for the checkpoint of an applied set that is frozen now.
+    pub fn freeze(&mut self) -> ChangedRows {
+        let notes = std::mem::take(&mut self.notes);
+        let forgotten = std::mem::take(&mut self.forgotten);
+        let changed = !notes.is_empty();
+        ChangedRows { clock: changed.then(|| self.clock_row()), notes, forgotten }
     }
 
     /// The table that the image's rows describe, exact at `op`. `None`: a row is malformed.
@@ -167,7 +201,7 @@ impl ClientTable {
         op: u64,
         rows: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Option<ClientTable> {
-        let mut table = ClientTable { saved: op, newest_op: op, ..ClientTable::default() };
+        let mut table = ClientTable { newest_op: op, ..ClientTable::default() };
         for (key, value) in rows {
             if key == [ROW_PREFIX] {
                 let (clock, log_time) = value.split_first_chunk::<8>()?;
@@ -200,15 +234,60 @@ impl ClientTable {
 }
 
 impl ClientTable {
-    fn clock_row(&self) -> Vec<u8> {
-        [self.clock.to_le_bytes(), self.log_time.to_le_bytes()].concat()
+    fn clock_row(&self) -> [u8; 16] {
+        let mut row = [0; 16];
+        row[..8].copy_from_slice(&self.clock.to_le_bytes());
+        row[8..].copy_from_slice(&self.log_time.to_le_bytes());
+        row
     }
 }
 
-fn row_key(connection: u64, slot: u8) -> Vec<u8> {
-    let mut key = vec![ROW_PREFIX];
-    key.extend_from_slice(&connection.to_be_bytes());
-    key.push(slot);
+impl ChangedRows {
+    /// Gives the rows to `put`, ascending by key. `log`: what holds the records' bodies.
+    pub fn put<E>(&self, log: &dyn LogBytes, put: &mut PutRow<'_, E>) -> Result<(), E> {
+        if let Some(clock) = &self.clock {
+            put(&[ROW_PREFIX], Some(clock))?;
+        }
+        // What happened to each slot; the last of it counts.
+        let mut changes: Vec<(u64, u8, u64, Option<&Note>)> =
+            self.notes.iter().map(|n| (n.connection, n.slot, n.op, Some(n))).collect();
+        for gone in &self.forgotten {
+            changes.extend((0..gone.slots).map(|at| (gone.connection, at as u8, gone.op, None)));
+        }
+        changes.sort_unstable_by_key(|(connection, slot, op, _)| (*connection, *slot, *op));
+        let mut value = Vec::new();
+        for (at, (connection, slot, _, note)) in changes.iter().enumerate() {
+            let next = changes.get(at + 1);
+            if next.is_some_and(|next| (next.0, next.1) == (*connection, *slot)) {
+                continue;
+            }
+            if let Some(note) = note {
+                note.row_value(log, &mut value);
+            }
+            put(&row_key(*connection, *slot), note.map(|_| &value[..]))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a stamp that begin a row's value as well: key and port.
+const ROW_STAMP_BYTES: usize = 32;
+
+impl Note {
+    fn row_value(&self, log: &dyn LogBytes, value: &mut Vec<u8>) {
+        let reply_at = self.body_at + STAMP_BYTES as u64 + u64::from(self.effects_len);
+        value.clear();
+        value.extend_from_slice(log.bytes(self.body_at, ROW_STAMP_BYTES as u32));
+        value.extend_from_slice(&self.op.to_le_bytes());
+        value.extend_from_slice(&self.time.to_le_bytes());
+        value.extend_from_slice(log.bytes(reply_at, self.reply_len));
+    }
+}
+
+fn row_key(connection: u64, slot: u8) -> [u8; 10] {
+    let mut key = [ROW_PREFIX; 10];
+    key[1..9].copy_from_slice(&connection.to_be_bytes());
+    key[9] = slot;
     key
 }
 
@@ -216,19 +295,6 @@ fn parse_key(key: &[u8]) -> Option<(u64, u8)> {
     let key: &[u8; 10] = key.try_into().ok()?;
     let name = u64::from_be_bytes(key[1..9].try_into().expect("eight bytes"));
     (key[0] == ROW_PREFIX).then_some((name, key[9]))
-}
-
-fn row_value(port: u16, slot: &Slot) -> Vec<u8> {
-    let mut value = Vec::with_capacity(48 + slot.reply.len());
-    value.extend_from_slice(&slot.key.address);
-    value.extend_from_slice(&slot.key.xid.to_le_bytes());
-    value.extend_from_slice(&slot.key.procedure.to_le_bytes());
-    value.extend_from_slice(&port.to_le_bytes());
-    value.extend_from_slice(&slot.key.checksum.to_le_bytes());
-    value.extend_from_slice(&slot.op.to_le_bytes());
-    value.extend_from_slice(&slot.time.to_le_bytes());
-    value.extend_from_slice(&slot.reply);
-    value
 }
 
 fn parse_value(value: &[u8]) -> Option<(u16, Slot)> {
@@ -254,11 +320,51 @@ mod tests {
         Stamp { key, port: 9, connection, effects_len: 0, reply_len: 0 }
     }
 
+    /// A log of records without effects.
+    #[derive(Default)]
+    struct Log(Vec<u8>);
+
+    impl Log {
+        fn record(
+            &mut self,
+            tables: &mut [&mut ClientTable],
+            at: (u64, u64),
+            stamp: &Stamp,
+            reply: &[u8],
+        ) {
+            let stamp = Stamp { reply_len: reply.len() as u32, ..*stamp };
+            let body_at = self.0.len();
+            self.0.resize(body_at + STAMP_BYTES, 0);
+            stamp.write(&mut self.0[body_at..]);
+            self.0.extend_from_slice(reply);
+            for table in tables {
+                table.record(at.0, at.1, &stamp, reply, body_at as u64);
+            }
+        }
+
+        fn rows(&self, table: &mut ClientTable) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+            let mut rows = Vec::new();
+            let mut put = |key: &[u8], value: Option<&[u8]>| -> Result<(), ()> {
+                rows.push((key.to_vec(), value.map(<[u8]>::to_vec)));
+                Ok(())
+            };
+            table.freeze().put(self, &mut put).unwrap();
+            assert!(rows.is_sorted_by(|a, b| a.0 < b.0));
+            rows
+        }
+    }
+
+    impl LogBytes for Log {
+        fn bytes(&self, pos: u64, len: u32) -> &[u8] {
+            &self.0[pos as usize..][..len as usize]
+        }
+    }
+
     #[test]
     fn the_last_256_replies_of_a_connection_are_found_and_no_others() {
         let mut table = ClientTable::default();
         for op in 1..=300u64 {
-            table.record(op, op, &stamp(1, op as u32), &op.to_le_bytes());
+            table.record(op, op, &stamp(1, op as u32), &op.to_le_bytes(), 0);
         }
         assert_eq!(table.find(&stamp(1, 44).key), None);
         for op in 45..=300u64 {
@@ -270,8 +376,9 @@ mod tests {
     fn rows_bring_the_table_back_and_both_go_on_alike() {
         let mut table = ClientTable::default();
         let mut image: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        let save = |table: &mut ClientTable, op: u64, image: &mut BTreeMap<Vec<u8>, Vec<u8>>| {
-            for (key, value) in table.changed_rows(op) {
+        let mut log = Log::default();
+        let save = |log: &Log, table: &mut ClientTable, image: &mut BTreeMap<Vec<u8>, Vec<u8>>| {
+            for (key, value) in log.rows(table) {
                 match value {
                     Some(value) => image.insert(key, value),
                     None => image.remove(&key),
@@ -279,32 +386,27 @@ mod tests {
             }
         };
         for op in 1..=900u64 {
-            table.record(op, op * 7, &stamp(1 + op % 3, op as u32), b"r");
+            log.record(&mut [&mut table], (op, op * 7), &stamp(1 + op % 3, op as u32), b"r");
             if op % 130 == 0 {
-                save(&mut table, op, &mut image);
+                save(&log, &mut table, &mut image);
             }
         }
-        save(&mut table, 900, &mut image);
+        save(&log, &mut table, &mut image);
         let rows = image.iter().map(|(k, v)| (&k[..], &v[..]));
         let mut loaded = ClientTable::load(900, rows).unwrap();
         for op in 901..=1000u64 {
-            for table in [&mut table, &mut loaded] {
-                table.record(
-                    op,
-                    op * 7 + KEEP_NANOS * (op / 950),
-                    &stamp(1 + op % 4, op as u32),
-                    b"s",
-                );
-            }
+            let time = op * 7 + KEEP_NANOS * (op / 950);
+            let stamp = stamp(1 + op % 4, op as u32);
+            log.record(&mut [&mut table, &mut loaded], (op, time), &stamp, b"s");
         }
-        assert_eq!(table.changed_rows(1000), loaded.changed_rows(1000));
+        assert_eq!(log.rows(&mut table), log.rows(&mut loaded));
     }
 
     #[test]
     fn a_record_taken_in_twice_counts_once() {
         let mut table = ClientTable::default();
         for op in [1, 2, 3, 2, 3] {
-            table.record(op, op, &stamp(1, op as u32), b"r");
+            table.record(op, op, &stamp(1, op as u32), b"r", 0);
         }
         assert_eq!(table.connections[&1].slots.len(), 3);
     }
@@ -312,21 +414,39 @@ mod tests {
     #[test]
     fn connections_silent_for_ten_minutes_of_log_time_are_forgotten_with_their_rows() {
         let mut table = ClientTable::default();
-        table.record(1, 5, &stamp(1, 1), b"r");
+        let mut log = Log::default();
+        log.record(&mut [&mut table], (1, 5), &stamp(1, 1), b"r");
         let seconds = KEEP_NANOS / STEP_NANOS + 1;
-        (1..=seconds).for_each(|s| table.record(1 + s, 5 + s * STEP_NANOS, &stamp(2, 2), b"r"));
+        for s in 1..=seconds {
+            log.record(&mut [&mut table], (1 + s, 5 + s * STEP_NANOS), &stamp(2, 2), b"r");
+        }
         assert!(table.find(&stamp(1, 1).key).is_some());
-        table.record(2 + seconds, 5 + (seconds + 1) * STEP_NANOS, &stamp(3, 3), b"r");
+        let at = (2 + seconds, 5 + (seconds + 1) * STEP_NANOS);
+        log.record(&mut [&mut table], at, &stamp(3, 3), b"r");
         assert_eq!(table.find(&stamp(1, 1).key), None);
-        let rows = table.changed_rows(2 + seconds);
-        assert!(rows.contains(&(row_key(1, 0), None)));
+        assert!(log.rows(&mut table).contains(&(row_key(1, 0).to_vec(), None)));
     }
 
     #[test]
     fn a_clock_that_jumps_forgets_nobody() {
         let mut table = ClientTable::default();
-        table.record(1, 5, &stamp(1, 1), b"r");
-        table.record(2, 5 + 100 * KEEP_NANOS, &stamp(2, 2), b"r");
+        table.record(1, 5, &stamp(1, 1), b"r", 0);
+        table.record(2, 5 + 100 * KEEP_NANOS, &stamp(2, 2), b"r", 0);
         assert!(table.find(&stamp(1, 1).key).is_some());
+    }
+
+    #[test]
+    fn a_reply_replaced_many_times_between_checkpoints_is_one_row() {
+        let (mut table, mut log) = (ClientTable::default(), Log::default());
+        let many = 5 * NOTES_MIN as u64;
+        for op in 1..=many {
+            log.record(&mut [&mut table], (op, op), &stamp(1, op as u32), &op.to_le_bytes());
+        }
+        assert!(table.notes.len() <= NOTES_MIN);
+        let rows = log.rows(&mut table);
+        assert_eq!(rows.len(), 1 + REPLIES_PER_CONNECTION);
+        let rows = rows.iter().map(|(key, value)| (&key[..], value.as_deref().unwrap()));
+        let loaded = ClientTable::load(many, rows).unwrap();
+        assert_eq!(loaded.find(&stamp(1, many as u32).key), Some((many, &many.to_le_bytes()[..])));
     }
 }

@@ -17,7 +17,7 @@ use harp_store::{
 };
 use harp_vr::{ServerId, View};
 
-use crate::clients::{ClientTable, ROW_PREFIX, Row};
+use crate::clients::{ChangedRows, ClientTable, ROW_PREFIX};
 use crate::part::{Part, PartSource, Place, Section};
 use crate::rebuild::{Loaded, PartRead};
 
@@ -236,8 +236,7 @@ impl From<ImageError> for JobError {
 pub(crate) struct Frozen {
     pub op: u64,
     pub generation: Arc<Generation>,
-    /// Rows of the client table.
-    pub rows: Vec<Row>,
+    pub clients: ChangedRows,
     pub configuration: Vec<u8>,
     /// The image lacks parts, or has some that are newer than `op`.
     pub partial: bool,
@@ -250,7 +249,7 @@ impl Frozen {
         ring: &Ring,
         pause: &dyn Fn(),
     ) -> Result<(), JobError> {
-        let Frozen { op, generation, rows, configuration, partial } = self;
+        let Frozen { op, generation, clients, configuration, partial } = self;
         let base = Image { reader: store.reader()?, partial: *partial };
         let log = RingBytes(ring.clone());
         let cuts: Vec<Cut> =
@@ -270,7 +269,10 @@ impl Frozen {
                 return Err(StoreError::value(Table::Meta, CONFIGURATION_KEY));
             }
             // The rows of the node lie above those of the file system.
-            sink.extend(rows.iter().map(|(key, value)| (&key[..], value.as_deref())))?;
+            clients.put(&log, &mut |key, value| match value {
+                Some(value) => sink.put(key, value),
+                None => sink.delete(key),
+            })?;
             sink.put(CONFIGURATION_KEY, configuration)
         };
         let (metadata, blocks) = (&mut metadata, &mut writes);
