@@ -131,14 +131,36 @@ pub fn parse_cookie_row<'a>(key: &[u8], value: &'a [u8]) -> Option<(u64, Entry, 
     good.then_some((dir, Entry { ino, cookie, kind }, take.0))
 }
 
+/// Whose a new file system's root is, and who may do what in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootOwner {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits (07777).
+    pub mode: u32,
+}
+
+impl Default for RootOwner {
+    fn default() -> RootOwner {
+        RootOwner { uid: 0, gid: 0, mode: 0o755 }
+    }
+}
+
 /// The rows of an empty file system made at `now`, in key order: the counters and the root.
 pub fn format_rows(now: Time) -> Vec<(Vec<u8>, Vec<u8>)> {
+    format_rows_for(RootOwner::default(), now)
+}
+
+/// As [`format_rows`], for a root that is somebody's.
+pub fn format_rows_for(owner: RootOwner, now: Time) -> Vec<(Vec<u8>, Vec<u8>)> {
     let root = Inode {
         kind: FileType::Directory,
-        mode: 0o755,
+        mode: owner.mode,
         nlink: 2,
-        uid: 0,
-        gid: 0,
+        uid: owner.uid,
+        gid: owner.gid,
         size: 4096,
         used_blocks: 0,
         device: (0, 0),

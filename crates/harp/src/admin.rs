@@ -1,14 +1,14 @@
-//! The admin socket of one server: one line of JSON asks, one line answers.
-//! Owns: the requests and answers, the serving side within the loop, the asking side.
+//! Operators of one server: one line of JSON asks, one line answers. They come by its admin socket, or by its peer
+//! address with the group's key (see `operator`).
+//! Owns: the requests and answers, the serving side within the loop.
 //! Never: changes anything but by asking the node for a barrier.
 //! Invariant: at most [`ADMINS_MAX`] operators at once, each with one request of at most
 //! [`LINE_BYTES_MAX`] bytes under way.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Duration;
 
 use harp_node::NodeStatus;
 use rustix::net::{SocketFlags, accept_with};
@@ -163,6 +163,20 @@ impl Admins {
         }
     }
 
+    /// Takes in an operator who proved himself, and what arrived from him already.
+    pub fn take_in(
+        &mut self,
+        socket: OwnedFd,
+        received: Vec<u8>,
+        poller: &Poller,
+    ) -> Option<Asked> {
+        let free = self.slots.iter().position(Option::is_none)?;
+        poller.add(&socket, Source::Admin(free as u64), Interest::READ).ok()?;
+        let send = SendBuf::default();
+        self.slots[free] = Some(Admin { socket, line: received, send, token: None });
+        self.take_line(free, poller)
+    }
+
     /// Deals with an event of [`Source::Admin`]; returns the request if one is whole.
     pub fn on_ready(&mut self, ready: Ready, slot: usize, poller: &Poller) -> Option<Asked> {
         let admin = self.slots[slot].as_mut()?;
@@ -180,6 +194,12 @@ impl Admins {
             }
         };
         admin.line.extend_from_slice(&bytes[..count]);
+        self.take_line(slot, poller)
+    }
+
+    /// The request that a connection's first whole line is.
+    fn take_line(&mut self, slot: usize, poller: &Poller) -> Option<Asked> {
+        let admin = self.slots[slot].as_mut()?;
         let Some(end) = admin.line.iter().position(|byte| *byte == b'\n') else {
             if admin.line.len() > LINE_BYTES_MAX {
                 self.slots[slot] = None;
@@ -235,12 +255,8 @@ impl Admins {
     }
 }
 
-/// The asking side: sends one request and waits for its answer, each step at most `timeout`.
-pub fn ask(path: &Path, request: Request, timeout: Duration) -> std::io::Result<Answer> {
-    // Connecting waits only if the server's backlog is full; a nonblocking attempt fails then.
-    let mut stream = connect_at_once(path)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
+/// The asking side, on a connection: sends one request and reads its answer.
+pub fn converse(mut stream: impl Read + Write, request: Request) -> std::io::Result<Answer> {
     let mut line = serde_json::to_vec(&request).expect("a request can always be encoded");
     line.push(b'\n');
     stream.write_all(&line)?;
@@ -249,20 +265,14 @@ pub fn ask(path: &Path, request: Request, timeout: Duration) -> std::io::Result<
     serde_json::from_slice(&answer).map_err(std::io::Error::from)
 }
 
-fn connect_at_once(path: &Path) -> std::io::Result<UnixStream> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket_with};
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
     use super::*;
     use crate::clock::steady;
+    use crate::operator::ask_socket;
     use crate::testdir::TestDir;
 
     #[test]
@@ -282,7 +292,7 @@ mod tests {
         admins = Admins::listen(&path, &poller).expect("takes the old socket's place");
         let asking = std::thread::spawn(move || {
             let patience = Duration::from_secs(20);
-            let barrier = ask(&path, Request::Verify, patience).expect("an answer");
+            let barrier = ask_socket(&path, Request::Verify, patience).expect("an answer");
             let mut stream = UnixStream::connect(&path).expect("connects");
             stream.write_all(b"nonsense\n").expect("writes");
             let mut line = String::new();

@@ -5,15 +5,22 @@
 //! Source: README.md, "Commands".
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lexopt::Arg::Long;
+use lexopt::Arg::{Long, Value};
 use lexopt::{Parser, ValueExt};
 
-use crate::config::{Config, FILE_NAME};
+use harp_node::fs::key::RootOwner;
+use harp_node::{Network, Squash};
+
+use crate::config::{Config, FILE_NAME, Place};
+use crate::configcheck::squash_named;
 use crate::error::HarpError;
+use crate::export::{Exported, Owners, export};
+use crate::formatting::{self, Act};
+use crate::init::{InitOptions, init};
 use crate::up::{UpOptions, up};
 use crate::{server, status, verify};
 
@@ -24,14 +31,22 @@ const USAGE: &str = "\
 Harp: a file server that does not go away.
 
 harp up [--dir DIR] [--copies 2|3] [--durability disk] [--nfs ADDR:PORT] [--nbd ADDR:PORT]
-        [--admin ADDR:PORT]             run a whole local group (DIR: ./harp-data)
-harp serve --config FILE --node NAME    run one server
+        [--admin ADDR:PORT] [--allow NETWORK]...
+                                        run a whole local group (DIR: ./harp-data)
+harp init --dir DIR --server NAME=ADDRESS[:PORT]... [--allow NETWORK]... [--copies 2|3] [--name NAME]
+        [--nfs-port PORT] [--data DIR] [--squash root|all|none] [--root-uid N] [--root-gid N]
+        [--root-mode OCTAL] [--capacity BYTES[K|M|G|T]]
+                                        write DIR/harp.toml for a group over several machines
+harp serve --config FILE --node NAME    run one server of it
+harp serve --config FILE --node NAME --format | --replace
+                                        make its directory: in a new group | after its disk was lost
 harp status [--dir DIR | --config FILE] [--json]
                                         show every server's state
 harp verify [--dir DIR | --config FILE] [--json]
                                         compare all copies at the same op
+harp export DIR DEST [--drop-owners]      copy the files out of a stopped server's directory
 harp bench ...                          load generators and reports
-harp init, volume, override, export     not built yet
+harp volume, override                   not built yet
 ";
 
 fn usage(why: impl Into<String>) -> HarpError {
@@ -74,10 +89,10 @@ fn command(mut arguments: Vec<OsString>) -> Result<(), HarpError> {
         "status" => run_status(parser),
         "verify" => run_verify(parser),
         "bench" => run_bench(&rest),
-        "init" => built_not("init", "harp up keeps a whole group on one machine"),
+        "init" => run_init(parser),
         "volume" => built_not("volume", "there are no block volumes"),
         "override" => built_not("override", "bring back the servers that harp status names"),
-        "export" => built_not("export", "mount the group and copy the files"),
+        "export" => run_export(parser),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())
@@ -100,11 +115,7 @@ fn parse_up(mut parser: Parser) -> Result<UpOptions, HarpError> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("dir") => options.dir = parser.value()?.into(),
-            Long("copies") => match parser.value()?.string()?.as_str() {
-                "2" => options.copies = Some(2),
-                "3" => options.copies = Some(3),
-                other => return Err(usage(format!("--copies is 2 or 3, not {other}"))),
-            },
+            Long("copies") => options.copies = Some(copies(parser.value()?)?),
             Long("durability") => match parser.value()?.string()?.as_str() {
                 "disk" => {}
                 "ups" => {
@@ -115,6 +126,7 @@ fn parse_up(mut parser: Parser) -> Result<UpOptions, HarpError> {
             },
             Long("nfs") => options.nfs = Some(address("nfs", parser.value()?)?),
             Long("admin") => options.admin = Some(address("admin", parser.value()?)?),
+            Long("allow") => options.allow.push(network(parser.value()?)?),
             Long("nbd") => {
                 address("nbd", parser.value()?)?;
                 println!("--nbd: block volumes are not built yet; going on without");
@@ -125,16 +137,120 @@ fn parse_up(mut parser: Parser) -> Result<UpOptions, HarpError> {
     Ok(options)
 }
 
+fn network(value: OsString) -> Result<Network, HarpError> {
+    let text = value.to_string_lossy();
+    text.parse().map_err(|why| usage(format!("--allow {text:?} {why}")))
+}
+
+/// A server's name, address and (if it was said) port.
+fn named_server(value: OsString) -> Result<(String, IpAddr, Option<u16>), HarpError> {
+    let text = value.to_string_lossy().into_owned();
+    let why = || {
+        usage(format!(
+            "--server {text:?} must be a name and an address, like a=10.1.0.1, a=10.1.0.1:2050 or a=[fd00::1]:2050"
+        ))
+    };
+    let (name, place) = text.split_once('=').ok_or_else(why)?;
+    if let Ok(address) = place.parse::<SocketAddr>() {
+        return Ok((name.into(), address.ip(), Some(address.port())));
+    }
+    let host = place.strip_prefix('[').and_then(|p| p.strip_suffix(']')).unwrap_or(place);
+    Ok((name.into(), host.parse().map_err(|_| why())?, None))
+}
+
+/// A number of bytes, perhaps with K, M, G or T behind it.
+fn bytes(option: &str, value: OsString) -> Result<u64, HarpError> {
+    let text = value.to_string_lossy().into_owned();
+    let shift = match text.chars().last() {
+        Some('K') => 10,
+        Some('M') => 20,
+        Some('G') => 30,
+        Some('T') => 40,
+        _ => 0,
+    };
+    let digits = if shift > 0 { &text[..text.len() - 1] } else { &text[..] };
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    number.ok_or_else(|| {
+        usage(format!("--{option} wants a number of bytes, like 500G, not {text:?}"))
+    })
+}
+
+fn copies(value: OsString) -> Result<u8, HarpError> {
+    match value.to_string_lossy().as_ref() {
+        "2" => Ok(2),
+        "3" => Ok(3),
+        other => Err(usage(format!("--copies is 2 or 3, not {other}"))),
+    }
+}
+
+fn parse_init(mut parser: Parser) -> Result<InitOptions, HarpError> {
+    let mut dir = None;
+    let mut options = InitOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("dir") => dir = Some(parser.value()?.into()),
+            Long("name") => options.name = Some(parser.value()?.string()?),
+            Long("copies") => options.copies = Some(copies(parser.value()?)?),
+            Long("server") => options.servers.push(named_server(parser.value()?)?),
+            Long("nfs-port") => options.nfs_port = Some(parser.value()?.parse()?),
+            Long("data") => options.data = Some(parser.value()?.into()),
+            Long("allow") => options.allow.push(network(parser.value()?)?),
+            Long("squash") => {
+                let name = parser.value()?.string()?;
+                let why = || usage(format!("--squash is root, all or none, not {name:?}"));
+                options.squash = Some(squash_named(&name).ok_or_else(why)?);
+            }
+            Long("root-uid") => options.root.uid = parser.value()?.parse()?,
+            Long("root-gid") => options.root.gid = parser.value()?.parse()?,
+            Long("root-mode") => {
+                let text = parser.value()?.string()?;
+                let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
+                let why =
+                    || usage(format!("--root-mode wants an octal mode like 1777, not {text:?}"));
+                options.root.mode = mode.ok_or_else(why)?;
+            }
+            Long("capacity") => options.capacity = Some(bytes("capacity", parser.value()?)?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    options.dir = dir.ok_or_else(|| usage("init wants --dir DIR, to write harp.toml there"))?;
+    Ok(options)
+}
+
+fn run_init(parser: Parser) -> Result<(), HarpError> {
+    let config = init(&parse_init(parser)?)?;
+    let file = config.file.display();
+    println!(
+        "{file} describes the group; copy it to each server's machine, mode 0600, then there, once:"
+    );
+    for server in config.shape().servers() {
+        let machine = config.peers[server.index()].ip();
+        println!("  on {machine}: harp serve --config {FILE_NAME} --node {server} --format");
+    }
+    println!("and then the same without --format, to run it.");
+    let RootOwner { uid, mode, .. } = config.root;
+    if config.export.squash != Squash::None && uid == 0 && mode & 0o022 == 0 {
+        println!(
+            "root is squashed and the root directory is root's: nobody can make anything there. Before --format, set \
+             root_uid, root_gid or root_mode in the file, or squash to \"none\"."
+        );
+    }
+    Ok(())
+}
+
 fn run_up(parser: Parser) -> Result<(), HarpError> {
     up(&parse_up(parser)?)
 }
 
 fn run_serve(mut parser: Parser) -> Result<(), HarpError> {
     let (mut file, mut node, mut nfs_port, mut supervised) = (None, None, None, false);
+    let mut act = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("config") => file = Some(PathBuf::from(parser.value()?)),
             Long("node") => node = Some(parser.value()?.string()?),
+            Long("format") => act = Some(Act::First),
+            Long("replace") => act = Some(Act::Replacement),
             // The supervisor's: the port that it was told, and its control socket for standard input.
             Long("supervised") => supervised = true,
             Long("nfs-port") => nfs_port = Some(parser.value()?.parse()?),
@@ -144,11 +260,22 @@ fn run_serve(mut parser: Parser) -> Result<(), HarpError> {
     let file = file.ok_or_else(|| usage("serve wants --config FILE"))?;
     let node = node.ok_or_else(|| usage("serve wants --node NAME"))?;
     let mut config = Config::read(&file)?;
-    if let Some(port) = nfs_port {
-        config.nfs.set_port(port);
+    match (&mut config.place, nfs_port) {
+        (Place::Here { nfs, .. }, Some(port)) => nfs.set_port(port),
+        (Place::Here { .. }, None) => {
+            let why = format!("{} has a section [listen]: harp up runs its group", file.display());
+            return Err(HarpError::Refused { why });
+        }
+        (Place::Machines(_), Some(_)) => return Err(usage("--nfs-port is harp up's")),
+        (Place::Machines(_), None) => {}
     }
     let unknown = || usage(format!("{} names no server {node:?}", file.display()));
     let me = config.server_named(&node).ok_or_else(unknown)?;
+    if let Some(act) = act {
+        formatting::format(&config, me, act)?;
+        println!("server {me} is formatted in {}", config.server_dir(me).display());
+        return Ok(());
+    }
     let control = match supervised {
         true => Some(server::tie_to_supervisor(std::io::stdin())?),
         false => None,
@@ -192,6 +319,44 @@ fn run_verify(parser: Parser) -> Result<(), HarpError> {
     Ok(())
 }
 
+fn run_export(mut parser: Parser) -> Result<(), HarpError> {
+    let (mut places, mut owners) = (Vec::new(), Owners::Keep);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(place) => places.push(PathBuf::from(place)),
+            Long("drop-owners") => owners = Owners::Drop,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let [dir, dest] = &places[..] else {
+        return Err(usage("export wants a server's directory and a new one: harp export DIR DEST"));
+    };
+    let done = export(dir, dest, owners)?;
+    let Exported { op, lb, objects, bytes, .. } = done;
+    println!("{objects} objects and {bytes} bytes, exact at op {op}, are in {}", dest.display());
+    match &done.log_fault {
+        None if op > lb => {
+            println!("ops {} to {op} are from the log, all below from the image", lb + 1)
+        }
+        None => {}
+        Some(why) => println!("the log adds nothing ({why}): what came after op {lb} is not here"),
+    }
+    if done.log_fault.is_none() && done.log_end > op {
+        let (first, last) = (op + 1, done.log_end);
+        println!(
+            "ops {first} to {last} are left out: this log does not say that they were committed"
+        );
+    }
+    done.faults.iter().for_each(|fault| println!("not copied, or not as it was: {fault}"));
+    match done.fault_count {
+        0 => Ok(()),
+        count => {
+            let why = format!("{count} objects were not copied, or not as they were; see above");
+            Err(HarpError::Refused { why })
+        }
+    }
+}
+
 fn run_bench(rest: &[OsString]) -> Result<(), HarpError> {
     let strings: Option<Vec<String>> =
         rest.iter().map(|word| word.to_str().map(str::to_string)).collect();
@@ -233,7 +398,7 @@ mod tests {
 
     #[test]
     fn every_failure_is_one_line_and_a_code() {
-        for words in ["", "fly", "init --dir x", "volume list", "override", "export a b"] {
+        for words in ["", "fly", "init --dir x", "volume list", "override", "export /nowhere b"] {
             let error = fails(words);
             assert_eq!(error.to_string().lines().count(), 1, "{words}: {error}");
             assert_ne!(error.exit_code(), 0);

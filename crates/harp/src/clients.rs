@@ -43,7 +43,8 @@ const SLOT_BITS: u32 = 16;
 struct Client {
     conn: ConnId,
     socket: OwnedFd,
-    handle: u64,
+    /// The supervisor's number, if it comes from one.
+    handle: Option<u64>,
     /// The front of a record that is not whole, or records not taken yet.
     partial: Vec<u8>,
     /// How long `partial` must be to be worth another look.
@@ -129,16 +130,21 @@ impl Clients {
         }
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Whether calls wait to be taken, so that the loop must not sleep.
     pub fn has_backlog(&self) -> bool {
         !self.backlogged.is_empty()
     }
 
-    /// Takes a connected, nonblocking socket in; `handle` is reported when it ends.
+    /// Takes a connected, nonblocking socket in; `handle`, if there is one, is reported when it ends.
     pub fn open(
         &mut self,
         socket: OwnedFd,
-        (handle, address, port): (u64, IpAddr, u16),
+        (handle, address, port): (Option<u64>, IpAddr, u16),
         node: &mut Node,
         out: &mut Output,
         poller: &Poller,
@@ -149,13 +155,13 @@ impl Clients {
                 self.slots.push(None);
                 self.slots.len() - 1
             }
-            None => return self.closed.push(handle),
+            None => return self.closed.extend(handle),
         };
         self.opened += 1;
         let conn = ConnId((self.opened << SLOT_BITS) | slot as u64);
         if poller.add(&socket, Source::Client(conn.0), Interest::READ).is_err() {
             self.free.push(slot);
-            return self.closed.push(handle);
+            return self.closed.extend(handle);
         }
         self.slots[slot] = Some(Client {
             conn,
@@ -189,7 +195,7 @@ impl Clients {
         self.free.push(slot);
         self.backlogged.retain(|other| *other != slot);
         self.stuck.retain(|other| *other != slot);
-        self.closed.push(client.handle);
+        self.closed.extend(client.handle);
         node.step(clock::now(), Event::ConnClosed { conn: client.conn }, out);
     }
 

@@ -3,11 +3,13 @@
 //! Never: blocks; a message is sent whole or not at all.
 //! Invariant: one packet is one message of at most [`PACKET_BYTES_MAX`] bytes.
 
+use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use harp_node::vr::{ServerId, ServerSet, View};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -57,6 +59,30 @@ pub enum ToSupervisor {
     Remark { text: String },
     /// It must stop.
     Fatal { why: String },
+}
+
+impl fmt::Display for ToSupervisor {
+    /// As a line of the log of a server that has no supervisor.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ToSupervisor::Started => write!(f, "takes part"),
+            ToSupervisor::Serving { view } => write!(f, "serves clients in view {}", View(*view)),
+            ToSupervisor::Stopped { view } => {
+                write!(f, "serves clients of view {} no more", View(*view))
+            }
+            ToSupervisor::Formed { view, members, primary } => {
+                let members: Vec<String> =
+                    ServerSet(*members).iter().map(|member| member.to_string()).collect();
+                let (view, members, primary) =
+                    (View(*view), members.join(", "), ServerId(*primary));
+                write!(f, "view {view} formed: members {members}, primary {primary}")
+            }
+            ToSupervisor::Closed { .. } => write!(f, "a client is gone"),
+            ToSupervisor::Refusing { why } => write!(f, "forms no view: {why}"),
+            ToSupervisor::Remark { text } => write!(f, "{text}"),
+            ToSupervisor::Fatal { why } => write!(f, "must stop: {why}"),
+        }
+    }
 }
 
 impl ToSupervisor {

@@ -4,6 +4,8 @@
 //! Invariant: `Display` is one line, fit for an operator's eyes.
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use harp_node::log::DiskError;
@@ -85,6 +87,26 @@ impl HarpError {
         HarpError::io(format!("{what} {}", path.display()), source)
     }
 
+    /// Why an address cannot be listened on, and what to do; `key` is where it was set.
+    pub fn listen(whom: &str, address: SocketAddr, key: &str, source: std::io::Error) -> HarpError {
+        let port = address.port();
+        let what = match source.kind() {
+            ErrorKind::AddrInUse => format!(
+                "listen for {whom} on {address}: another program has that port (ss -ltnp 'sport = :{port}' names \
+                 it): stop it, or set {key} to another one"
+            ),
+            ErrorKind::AddrNotAvailable => format!(
+                "listen for {whom} on {address}: this machine has no such address: give it that one, or set {key} \
+                 to one it has"
+            ),
+            ErrorKind::PermissionDenied => format!(
+                "listen for {whom} on {address}: ports below 1024 are root's: run as root, or set {key} to another"
+            ),
+            _ => format!("listen for {whom} on {address}, as {key} says"),
+        };
+        HarpError::Io { what, source }
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -118,7 +140,8 @@ impl fmt::Display for HarpError {
             HarpError::MediaLoss { dir, why } => write!(
                 f,
                 "media loss in {}: {why}; move the directory away, and the server starts anew under another disk \
-                 id (a witness takes part at once; a copy cannot be given its files yet)",
+                 id: by itself under harp up, else once called by harp serve --replace (a witness takes part at \
+                 once, a copy when the others have given it their files)",
                 dir.display()
             ),
             HarpError::Fatal { why } => write!(f, "{why}"),

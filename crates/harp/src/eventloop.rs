@@ -7,6 +7,7 @@
 //! then carry its wishes out: frames to peers first, since others wait for them, then disk commands
 //! and jobs, then replies.
 
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use harp_node::log::{DiskCommand, DiskDone, Ring};
@@ -14,12 +15,15 @@ use harp_node::vr::Nanos;
 use harp_node::{ConnId, Event, Node, Notice, Output, StoreDone, StoreJob};
 
 use crate::admin::{Admins, Answer, Asked, Request, ServerStatus, digest_answer};
-use crate::clients::Clients;
+use crate::clients::{CLIENTS_MAX, Clients};
 use crate::clock;
 use crate::control::{self, Packet, ToServer, ToSupervisor};
 use crate::error::HarpError;
-use crate::links::Links;
+use crate::gate::Gate;
+use crate::handshake::Purpose;
+use crate::links::{Arrival, Links};
 use crate::poller::{Interest, Poller, Ready, Source};
+use crate::relay::{self, NOT_SERVING, ORIGIN_BYTES, Relays, TAKEN};
 use crate::worker::{Bell, Worker};
 
 /// Messages for the supervisor that wait for room in its socket. Beyond this, remarks are dropped;
@@ -53,6 +57,14 @@ pub struct StoreWorkers {
     pub checkpoint: Worker<StoreJob, StoreDone>,
 }
 
+/// How clients come to a server without a supervisor.
+pub struct Door {
+    /// Its own NFS address.
+    pub gate: Gate,
+    /// Those whose calls another server answers.
+    pub relays: Relays,
+}
+
 /// What a loop is made of.
 pub struct Parts {
     /// The node, booted.
@@ -67,6 +79,8 @@ pub struct Parts {
     pub admins: Admins,
     /// The socket to the supervisor, if there is one.
     pub control: Option<OwnedFd>,
+    /// Its NFS address, if it has one of its own.
+    pub door: Option<Door>,
     /// Readable once the process is asked to end.
     pub signals: OwnedFd,
     /// What watches all of the above.
@@ -125,7 +139,8 @@ impl EventLoop {
         if self.parts.control.is_none() {
             return match message {
                 ToSupervisor::Closed { .. } => {}
-                other => eprintln!("{other:?}"),
+                // Nobody listening is no fault.
+                other => drop(writeln!(std::io::stderr(), "{other}")),
             };
         }
         let idle = matches!(message, ToSupervisor::Remark { .. });
@@ -163,10 +178,11 @@ impl EventLoop {
     }
 
     fn turn(&mut self) -> Result<(), HarpError> {
-        let until = match self.parts.links.deadline() {
-            _ if self.clients.has_backlog() => Nanos(0),
-            Some(deadline) => deadline.min(self.wake_at),
-            None => self.wake_at,
+        let door = self.parts.door.as_ref().and_then(|door| door.relays.deadline());
+        let deadlines = [self.parts.links.deadline(), door, Some(self.wake_at)];
+        let until = match deadlines.into_iter().flatten().min() {
+            Some(until) if !self.clients.has_backlog() => until,
+            _ => Nanos(0),
         };
         let ready = self.wait(until)?;
         let woke = clock::steady();
@@ -178,6 +194,7 @@ impl EventLoop {
         self.clients.take_backlog(&mut self.parts.node, &mut self.out, &self.parts.poller);
         let now = clock::now();
         self.parts.links.on_time(now.steady, &self.parts.poller);
+        self.tend_door(now.steady);
         if now.steady >= self.wake_at {
             self.parts.node.step(now, Event::Tick, &mut self.out);
         }
@@ -212,7 +229,7 @@ impl EventLoop {
     }
 
     fn on_ready(&mut self, ready: Ready) {
-        let Parts { node, links, admins, poller, .. } = &mut self.parts;
+        let Parts { node, links, admins, poller, door, .. } = &mut self.parts;
         let out = &mut self.out;
         match ready.source {
             Source::Client(conn) => self.clients.on_ready(ready, ConnId(conn), node, out, poller),
@@ -226,6 +243,9 @@ impl EventLoop {
                 links.on_greeting(slot as usize, clock::steady(), poller, |from, frame| {
                     node.step(clock::now(), Event::Peer { from, frame }, out);
                 });
+                while let Some(arrival) = self.parts.links.arrivals.pop() {
+                    self.on_arrival(arrival);
+                }
             }
             Source::PeerListener => links.on_listener(clock::steady(), poller),
             Source::Bell => self.on_bell(),
@@ -237,9 +257,67 @@ impl EventLoop {
                 }
             }
             Source::Signal => self.end = Some(End::Asked),
-            Source::Child(_) | Source::ClientListener => {
-                unreachable!("a server watches neither children nor the clients' address")
+            Source::ClientListener => self.on_gate(),
+            Source::Relayed(id) => {
+                let door = door.as_mut().expect("only a server with a door relays");
+                door.relays.on_client(ready, id, poller);
             }
+            Source::Upstream(id) => {
+                let door = door.as_mut().expect("only a server with a door relays");
+                door.relays.on_upstream(ready, id, clock::steady(), poller);
+            }
+            Source::Child(_) => unreachable!("a server has no children"),
+        }
+    }
+
+    /// Clients wait at this server's own address.
+    fn on_gate(&mut self) {
+        let Parts { node, poller, door: Some(door), .. } = &mut self.parts else { return };
+        let here = node.replica().is_serving();
+        let Door { gate, relays } = door;
+        gate.accept(|socket, from| {
+            if here {
+                let client = (None, from.ip(), from.port());
+                self.clients.open(socket, client, node, &mut self.out, poller);
+            } else {
+                relays.take_in(socket, from, poller);
+            }
+        });
+    }
+
+    /// Sends clients to whoever serves, and lets more in if somebody does.
+    fn tend_door(&mut self, now: Nanos) {
+        let Parts { node, poller, door: Some(door), .. } = &mut self.parts else { return };
+        let serving = node.replica().serving(now);
+        for relay::Returned { socket, from } in door.relays.aim(serving, poller) {
+            let client = (None, from.ip(), from.port());
+            self.clients.open(socket, client, node, &mut self.out, poller);
+        }
+        door.relays.on_time(now, poller);
+        let room = self.clients.count() + door.relays.count() < CLIENTS_MAX;
+        door.gate.set(serving.is_some() && room, poller);
+    }
+
+    /// Somebody proved that he is of this group, and is no link.
+    fn on_arrival(&mut self, arrival: Arrival) {
+        let Parts { node, admins, poller, .. } = &mut self.parts;
+        let Arrival { purpose, socket, received, .. } = arrival;
+        if purpose == Purpose::Operator {
+            if let Some(asked) = admins.take_in(socket, received, poller) {
+                self.on_asked(asked);
+            }
+            return;
+        }
+        let taken = node.replica().is_serving() && self.clients.count() < CLIENTS_MAX;
+        let answer = if taken { TAKEN } else { NOT_SERVING };
+        // A fresh socket takes one byte. Nothing but the origin comes before that.
+        let told = rustix::io::write(&socket, &[answer]) == Ok(1);
+        let Ok(origin) = <&[u8; ORIGIN_BYTES]>::try_from(&received[..]) else { return };
+        if taken && told {
+            relay::tune(&socket);
+            let (address, port) = relay::parse_origin(origin);
+            let client = (None, address, port);
+            self.clients.open(socket, client, node, &mut self.out, poller);
         }
     }
 
@@ -265,7 +343,7 @@ impl EventLoop {
             match control::receive::<ToServer>(control.as_fd()) {
                 Packet::Message(ToServer::Client { handle, address, port }, Some(socket)) => {
                     let Parts { node, poller, .. } = &mut self.parts;
-                    let client = (handle, address, port);
+                    let client = (Some(handle), address, port);
                     self.clients.open(socket, client, node, &mut self.out, poller);
                 }
                 Packet::Message(_, None) | Packet::Garbled => {

@@ -8,23 +8,19 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use harp_node::vr::{Nanos, ServerId, View};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with, connect_unspec, sockopt};
+use rustix::net::connect_unspec;
 
 use crate::clock::NANOS_PER_MS;
 use crate::control::{self, ToServer};
 use crate::error::HarpError;
+use crate::gate;
 use crate::poller::{Interest, Poller, Source};
 
 /// Connections at once; more wait in the kernel's queue.
 pub const HANDED_MAX: usize = crate::clients::CLIENTS_MAX;
-/// Clients that may wait in the kernel's queue.
-const BACKLOG: i32 = 4096;
-/// After which silence the kernel asks a client whether it is still there.
-const KEEPALIVE_SECONDS: u64 = 60;
 /// When to try again what failed for want of descriptors or of room in a control socket.
 const RETRY_MS: u64 = 20;
 
@@ -55,13 +51,10 @@ pub struct Front {
 impl Front {
     /// Listens at `address`; a client that connects waits until a server serves.
     pub fn listen(address: SocketAddr) -> Result<Front, HarpError> {
-        let failed = |error: std::io::Error| {
-            HarpError::io(format!("listen for clients on {address}"), error)
-        };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let listener = gate::listen(address, "--nfs")?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| HarpError::listen("clients", address, "--nfs", error))?;
         Ok(Front {
             listener,
             address,
@@ -195,14 +188,7 @@ impl Front {
     }
 
     fn accept_one(&self) -> Result<Accepted, Errno> {
-        let socket = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-        let stream = std::net::TcpStream::from(socket);
-        // A connection already reset has no peer; nobody misses it.
-        let from = stream.peer_addr().map_err(|_| Errno::CONNABORTED)?;
-        let socket = OwnedFd::from(stream);
-        let _ = sockopt::set_tcp_nodelay(&socket, true);
-        let _ = sockopt::set_socket_keepalive(&socket, true);
-        let _ = sockopt::set_tcp_keepidle(&socket, Duration::from_secs(KEEPALIVE_SECONDS));
+        let (socket, from) = gate::accept(&self.listener)?;
         Ok(Accepted { socket, from })
     }
 
@@ -231,6 +217,7 @@ impl Front {
 mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::TcpStream;
+    use std::time::Duration;
 
     use super::*;
     use crate::clock::steady;

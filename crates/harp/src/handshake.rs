@@ -4,6 +4,9 @@
 //! without the key's 32 random bytes.
 //! Invariant: a peer is named only after its proof, over both sides' nonces, was right.
 //!
+//! Others than links prove themselves in the same way: a server that relays clients, and an operator's command,
+//! which has the key from the configuration file. The hello's magic says which of them it is.
+//!
 //! The connecting side speaks first: `hello`. The accepting side answers with a status byte and,
 //! if that is 0, its own `hello` and its proof; the connecting side answers with its proof.
 //! A hello is: magic (4), version (2, big-endian), group (16), from (1), to (1), nonce (32).
@@ -20,10 +23,42 @@ pub const PROTOCOL_VERSION: u16 = 2;
 /// Bytes of a nonce.
 pub const NONCE_BYTES: usize = 32;
 
-const MAGIC: [u8; 4] = *b"hrpP";
+/// What an operator's command calls itself: no server's number.
+pub const OPERATOR: ServerId = ServerId(0xff);
+
+const MAGIC_BYTES: usize = 4;
 const HELLO_BYTES: usize = 56;
 const PROOF_BYTES: usize = 32;
 const ANSWER_BYTES: usize = 1 + HELLO_BYTES + PROOF_BYTES;
+
+/// What a connection between two of the group is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The one link of two servers; the lower-numbered connects.
+    Link,
+    /// One client's connection, relayed to the primary.
+    Relay,
+    /// An operator's request.
+    Operator,
+}
+
+impl Purpose {
+    const ALL: [Purpose; 3] = [Purpose::Link, Purpose::Relay, Purpose::Operator];
+
+    fn magic(self) -> &'static [u8; MAGIC_BYTES] {
+        match self {
+            Purpose::Link => b"hrpP",
+            Purpose::Relay => b"hrpR",
+            Purpose::Operator => b"hrpO",
+        }
+    }
+
+    /// Whose magic begins so; `None`: nobody's.
+    fn of(bytes: &[u8]) -> Option<Purpose> {
+        let known = bytes.len().min(MAGIC_BYTES);
+        Purpose::ALL.into_iter().find(|purpose| purpose.magic()[..known] == bytes[..known])
+    }
+}
 
 /// Who a server is and what it must know to take part.
 #[derive(Clone)]
@@ -121,6 +156,8 @@ enum Side {
 pub struct Handshake {
     identity: Identity,
     side: Side,
+    /// The accepting side learns it from the hello.
+    purpose: Purpose,
     nonce: [u8; NONCE_BYTES],
     /// The connecting side: whom it wants. The accepting side: who said it is calling.
     peer: Option<ServerId>,
@@ -136,6 +173,8 @@ pub enum Progress {
     Done {
         /// The other side.
         peer: ServerId,
+        /// What the connecting side wants.
+        purpose: Purpose,
     },
 }
 
@@ -143,19 +182,21 @@ impl Handshake {
     /// The connecting side's handshake with `to`; its first bytes go to `send`.
     pub fn connect(
         identity: Identity,
+        purpose: Purpose,
         to: ServerId,
         nonce: [u8; NONCE_BYTES],
         send: &mut Vec<u8>,
     ) -> Handshake {
-        let handshake =
-            Handshake { identity, side: Side::Connecting, nonce, peer: Some(to), hellos: None };
+        let (side, peer) = (Side::Connecting, Some(to));
+        let handshake = Handshake { identity, side, purpose, nonce, peer, hellos: None };
         send.extend_from_slice(&handshake.hello(to));
         handshake
     }
 
     /// The accepting side's handshake with whoever called.
     pub fn accept(identity: Identity, nonce: [u8; NONCE_BYTES]) -> Handshake {
-        Handshake { identity, side: Side::Accepting, nonce, peer: None, hellos: None }
+        let (side, purpose) = (Side::Accepting, Purpose::Link);
+        Handshake { identity, side, purpose, nonce, peer: None, hellos: None }
     }
 
     /// Takes what it can from the front of `bytes` and says how much; answers go to `send`, which is to
@@ -180,7 +221,7 @@ impl Handshake {
 
     fn hello(&self, to: ServerId) -> Hello {
         let mut hello = [0; HELLO_BYTES];
-        hello[..4].copy_from_slice(&MAGIC);
+        hello[..MAGIC_BYTES].copy_from_slice(self.purpose.magic());
         hello[4..6].copy_from_slice(&self.identity.version.to_be_bytes());
         hello[6..22].copy_from_slice(&self.identity.group);
         hello[22] = self.identity.me.0;
@@ -189,28 +230,28 @@ impl Handshake {
         hello
     }
 
-    /// Checks a hello and returns who sent it.
-    fn check_hello(&self, hello: &Hello) -> Result<ServerId, HandshakeError> {
+    /// Checks a hello and returns who sent it, and what for.
+    fn check_hello(&self, hello: &Hello) -> Result<(ServerId, Purpose), HandshakeError> {
         let (version, from, to) = (u16::from_be_bytes([hello[4], hello[5]]), hello[22], hello[23]);
-        if hello[..4] != MAGIC {
-            return Err(HandshakeError::NotHarp);
-        }
+        let purpose = Purpose::of(hello).ok_or(HandshakeError::NotHarp)?;
         if version != self.identity.version {
             return Err(HandshakeError::Version { theirs: version });
         }
         if hello[6..22] != self.identity.group {
             return Err(HandshakeError::Group);
         }
-        let me = self.identity.me.0;
-        // The lower-numbered server connects, so that two servers never call each other at once.
-        let expected = match self.side {
-            Side::Connecting => self.peer == Some(ServerId(from)),
-            Side::Accepting => from < me,
+        let Identity { me: ServerId(me), servers, .. } = self.identity;
+        let expected = match (self.side, purpose) {
+            (Side::Connecting, _) => self.peer == Some(ServerId(from)) && self.purpose == purpose,
+            // So that two servers never call each other at once.
+            (Side::Accepting, Purpose::Link) => from < me,
+            (Side::Accepting, Purpose::Relay) => from < servers && from != me,
+            (Side::Accepting, Purpose::Operator) => ServerId(from) == OPERATOR,
         };
-        if to != me || from >= self.identity.servers || !expected {
+        if to != me || !expected {
             return Err(HandshakeError::Name { from, to });
         }
-        Ok(ServerId(from))
+        Ok((ServerId(from), purpose))
     }
 
     fn mac(&self, side: Side, (connecting, accepting): &(Hello, Hello)) -> Hmac<Sha256> {
@@ -231,13 +272,11 @@ impl Handshake {
         send: &mut Vec<u8>,
     ) -> Result<(usize, Progress), HandshakeError> {
         let Some(theirs) = bytes.first_chunk::<HELLO_BYTES>() else {
-            let known = bytes.len().min(MAGIC.len());
-            if bytes[..known] != MAGIC[..known] {
-                return Err(HandshakeError::NotHarp);
-            }
+            Purpose::of(bytes).ok_or(HandshakeError::NotHarp)?;
             return Ok((0, Progress::More));
         };
-        let peer = self.check_hello(theirs)?;
+        let (peer, purpose) = self.check_hello(theirs)?;
+        self.purpose = purpose;
         let hellos = (*theirs, self.hello(peer));
         send.push(0);
         send.extend_from_slice(&hellos.1);
@@ -259,12 +298,12 @@ impl Handshake {
             return Ok((0, Progress::More));
         };
         let (theirs, proof) = answer[1..].split_first_chunk().expect("an answer is long enough");
-        let peer = self.check_hello(theirs)?;
+        let (peer, purpose) = self.check_hello(theirs)?;
         let hellos = (self.hello(peer), *theirs);
         let expected = self.mac(Side::Accepting, &hellos);
         expected.verify_slice(proof).map_err(|_| HandshakeError::Key)?;
         send.extend_from_slice(&self.mac(Side::Connecting, &hellos).finalize().into_bytes());
-        Ok((ANSWER_BYTES, Progress::Done { peer }))
+        Ok((ANSWER_BYTES, Progress::Done { peer, purpose }))
     }
 
     fn on_proof(
@@ -278,7 +317,7 @@ impl Handshake {
         let expected = self.mac(Side::Connecting, &hellos);
         expected.verify_slice(proof).map_err(|_| HandshakeError::Key)?;
         let peer = self.peer.expect("the hello named it");
-        Ok((PROOF_BYTES, Progress::Done { peer }))
+        Ok((PROOF_BYTES, Progress::Done { peer, purpose: self.purpose }))
     }
 }
 
@@ -298,7 +337,7 @@ mod tests {
     ) -> [Option<Result<ServerId, HandshakeError>>; 2] {
         let to = accepting.me;
         let (mut calls, mut answers) = (Vec::new(), Vec::new());
-        let mut caller = Handshake::connect(connecting, to, [1; 32], &mut calls);
+        let mut caller = Handshake::connect(connecting, Purpose::Link, to, [1; 32], &mut calls);
         let mut callee = Handshake::accept(accepting, [2; 32]);
         let mut ends = [None, None];
         for _ in 0..4 {
@@ -322,7 +361,7 @@ mod tests {
             match side.feed(&buffer, to) {
                 Ok((used, progress)) => {
                     buffer.drain(..used);
-                    if let Progress::Done { peer } = progress {
+                    if let Progress::Done { peer, .. } = progress {
                         assert!(buffer.is_empty());
                         *end = Some(Ok(peer));
                     }
@@ -348,7 +387,8 @@ mod tests {
     fn a_caller_that_ignores_the_wrong_proof_is_refused() {
         let (mut calls, mut answers) = (Vec::new(), Vec::new());
         let wrong = Identity { key: [8; 32], ..identity(0) };
-        let mut caller = Handshake::connect(wrong.clone(), ServerId(1), [1; 32], &mut calls);
+        let (purpose, to) = (Purpose::Link, ServerId(1));
+        let mut caller = Handshake::connect(wrong.clone(), purpose, to, [1; 32], &mut calls);
         let mut callee = Handshake::accept(identity(1), [2; 32]);
         let (used, progress) = callee.feed(&calls, &mut answers).expect("a fair hello");
         assert_eq!((used, progress), (HELLO_BYTES, Progress::More));
@@ -360,6 +400,39 @@ mod tests {
         // The accepting side's own proof, sent back, is no proof of the connecting side.
         let reflected = &answers[1 + HELLO_BYTES..];
         assert_eq!(callee.feed(reflected, &mut Vec::new()), Err(HandshakeError::Key));
+    }
+
+    #[test]
+    fn each_purpose_has_its_callers() {
+        let call = |purpose: Purpose, from: u8| {
+            let (mut calls, mut answers) = (Vec::new(), Vec::new());
+            let mut caller =
+                Handshake::connect(identity(from), purpose, ServerId(1), [1; 32], &mut calls);
+            let mut callee = Handshake::accept(identity(1), [2; 32]);
+            callee.feed(&calls, &mut answers)?;
+            calls.clear();
+            caller.feed(&answers, &mut calls)?;
+            callee.feed(&calls, &mut answers).map(|(_, progress)| progress)
+        };
+        let done = |from: u8, purpose| Ok(Progress::Done { peer: ServerId(from), purpose });
+        assert_eq!(call(Purpose::Link, 0), done(0, Purpose::Link));
+        for from in [0, 2] {
+            assert_eq!(call(Purpose::Relay, from), done(from, Purpose::Relay));
+        }
+        assert_eq!(call(Purpose::Operator, OPERATOR.0), done(OPERATOR.0, Purpose::Operator));
+        for (purpose, from) in [
+            (Purpose::Link, 2),
+            (Purpose::Link, OPERATOR.0),
+            (Purpose::Relay, 1),
+            (Purpose::Relay, 3),
+            (Purpose::Operator, 0),
+        ] {
+            assert_eq!(
+                call(purpose, from),
+                Err(HandshakeError::Name { from, to: 1 }),
+                "{purpose:?}"
+            );
+        }
     }
 
     #[test]

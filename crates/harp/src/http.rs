@@ -92,5 +92,5 @@ fn answer(mut stream: TcpStream, config: &Config) -> std::io::Result<()> {
 /// Binds the admin address.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, HarpError> {
     TcpListener::bind(address)
-        .map_err(|error| HarpError::io(format!("listen for operators on {address}"), error))
+        .map_err(|error| HarpError::listen("operators", address, "--admin", error))
 }

@@ -5,89 +5,40 @@
 //! within one connection; frames for a peer without a link are dropped, as a network may.
 //!
 //! The lower-numbered server of a pair connects. A frame is its length (4 bytes, big-endian) and its
-//! bytes. Bytes that a peer does not take within [`STUCK_MS`] cut the link, so that after a
+//! bytes. Bytes that a peer does not take within a second ([`connection::STUCK_MS`]) cut the link, so that after a
 //! partition a new one forms soon instead of waiting for an old one's retransmission.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use harp_node::Output;
 use harp_node::log::Ring;
 use harp_node::vr::{Nanos, ServerId};
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, accept_with, connect, socket_with, sockopt,
-};
-use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::net::{SocketFlags, accept_with, sockopt};
 
 use crate::clock::NANOS_PER_MS;
+use crate::connection::{self, Connection, nonce, tune};
 use crate::error::HarpError;
-use crate::handshake::{Handshake, Identity, NONCE_BYTES, Progress};
-use crate::netbuf::{Received, SendBuf, receive_behind, send_pieces};
+use crate::handshake::{Handshake, Identity, Progress, Purpose};
+use crate::netbuf::{Received, receive_behind, send_pieces};
 use crate::poller::{Interest, Poller, Ready, Source};
+use crate::relay::ORIGIN_BYTES;
 
 /// Bytes of one frame at most.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Bytes waiting for a peer at most; beyond, its link is cut.
 pub const WAITING_BYTES_MAX: usize = 256 << 20;
 /// Callers whose handshake is not done, at most.
-const GREETINGS_MAX: usize = 16;
+const GREETINGS_MAX: usize = 64;
 /// How long a handshake, or a connection attempt, may take.
-const HANDSHAKE_MS: u64 = 1000;
-/// How long sent bytes may stay unacknowledged.
-const STUCK_MS: u32 = 1000;
+pub(crate) const HANDSHAKE_MS: u64 = 1000;
 /// Pauses between attempts to connect.
 const RETRY_MS_MIN: u64 = 20;
 const RETRY_MS_MAX: u64 = 500;
-/// What is asked of the kernel for each direction of a link.
-const SOCKET_BYTES: usize = 4 << 20;
 /// Memory for received bytes, more only while a longer frame arrives.
 const RECEIVE_BYTES: usize = 1 << 20;
 /// Bytes of a frame's length.
 const PREFIX_BYTES: usize = 4;
-
-struct Connection {
-    socket: OwnedFd,
-    received: Vec<u8>,
-    waiting: SendBuf,
-    watches_write: bool,
-}
-
-impl Connection {
-    fn new(socket: OwnedFd, watches_write: bool) -> Connection {
-        let (received, waiting) = (Vec::new(), SendBuf::default());
-        Connection { socket, received, waiting, watches_write }
-    }
-
-    /// Watches for room to write exactly while bytes wait.
-    fn watch(&mut self, poller: &Poller, source: Source) {
-        let write = self.waiting.pending() > 0;
-        if write != self.watches_write {
-            self.watches_write = write;
-            poller.change(&self.socket, source, Interest { read: true, write });
-        }
-    }
-
-    /// Feeds what arrived to a handshake and sends its answers.
-    fn shake(&mut self, handshake: &mut Handshake) -> Result<Progress, String> {
-        self.received.reserve(4096);
-        match receive_behind(&self.socket, &mut self.received) {
-            Received::Bytes(_) => {}
-            Received::Nothing => return Ok(Progress::More),
-            Received::Closed => return Err("it closed the connection".into()),
-        }
-        loop {
-            let fed = handshake.feed(&self.received, self.waiting.tail());
-            self.waiting.flush(&self.socket).map_err(|error| error.to_string())?;
-            let (used, progress) = fed.map_err(|error| error.to_string())?;
-            self.received.drain(..used);
-            if used == 0 || progress != Progress::More {
-                return Ok(progress);
-            }
-        }
-    }
-}
 
 enum State {
     /// This server itself, or a peer that is to connect to us.
@@ -112,8 +63,22 @@ struct Peer {
 struct Greeting {
     connection: Connection,
     handshake: Handshake,
+    /// Who it proved to be, for what; more bytes are to come.
+    proven: Option<(ServerId, Purpose)>,
     from: String,
     deadline: Nanos,
+}
+
+/// A connection that proved itself and is to be no link.
+pub struct Arrival {
+    /// Whose it is.
+    pub from: ServerId,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The socket, watched by nobody.
+    pub socket: OwnedFd,
+    /// What arrived behind the proof: of a relayed client at least its origin.
+    pub received: Vec<u8>,
 }
 
 /// All links of one server.
@@ -125,28 +90,8 @@ pub struct Links {
     prefixes: Vec<[u8; PREFIX_BYTES]>,
     /// Lines for the operator, taken by the loop.
     pub remarks: Vec<String>,
-}
-
-fn nonce() -> [u8; NONCE_BYTES] {
-    let mut nonce = [0; NONCE_BYTES];
-    let got = getrandom(&mut nonce, GetRandomFlags::empty());
-    assert_eq!(got, Ok(NONCE_BYTES), "the kernel gives 32 random bytes at once");
-    nonce
-}
-
-/// Asks for what makes a link quick and its failures visible. Refusals do no harm.
-fn tune(socket: &OwnedFd) {
-    let _ = sockopt::set_tcp_nodelay(socket, true);
-    let _ = sockopt::set_tcp_user_timeout(socket, STUCK_MS);
-    // Not BBR, should the system prefer it: it spreads a batch over time, and drains the link every ten
-    // seconds to measure it.
-    let _ = sockopt::set_tcp_congestion(socket, "cubic");
-    let _ = sockopt::set_socket_keepalive(socket, true);
-    let _ = sockopt::set_tcp_keepidle(socket, Duration::from_secs(1));
-    let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(1));
-    let _ = sockopt::set_tcp_keepcnt(socket, 3);
-    let _ = sockopt::set_socket_send_buffer_size(socket, SOCKET_BYTES);
-    let _ = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BYTES);
+    /// Connections for others than links, taken by the loop.
+    pub arrivals: Vec<Arrival>,
 }
 
 impl Links {
@@ -169,8 +114,15 @@ impl Links {
             .map_err(|error| HarpError::io("set up the peers' socket", error))?;
         poller.add(&listener, Source::PeerListener, Interest::READ)?;
         let greetings = (0..GREETINGS_MAX).map(|_| None).collect();
-        let (prefixes, remarks) = (Vec::new(), Vec::new());
-        Ok(Links { identity, listener, peers: peers.collect(), greetings, prefixes, remarks })
+        Ok(Links {
+            identity,
+            listener,
+            peers: peers.collect(),
+            greetings,
+            prefixes: Vec::new(),
+            remarks: Vec::new(),
+            arrivals: Vec::new(),
+        })
     }
 
     /// When [`Links::on_time`] has something to do next.
@@ -205,19 +157,8 @@ impl Links {
 
     fn connect(&mut self, index: usize, now: Nanos, poller: &Poller) {
         let peer = &mut self.peers[index];
-        let family = match peer.address {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = socket_with(family, SocketType::STREAM, flags, None) else {
-            return self.cut(index, now);
-        };
+        let Ok(socket) = connection::begin(peer.address) else { return self.cut(index, now) };
         tune(&socket);
-        match connect(&socket, &peer.address) {
-            Ok(()) | Err(Errno::INPROGRESS) => {}
-            Err(_) => return self.cut(index, now),
-        }
         if poller.add(&socket, Source::Peer(index as u64), Interest::WRITE).is_err() {
             return self.cut(index, now);
         }
@@ -289,7 +230,8 @@ impl Links {
             return self.cut(index, now);
         }
         let (identity, to) = (self.identity.clone(), ServerId(index as u8));
-        let handshake = Handshake::connect(identity, to, nonce(), connection.waiting.tail());
+        let handshake =
+            Handshake::connect(identity, Purpose::Link, to, nonce(), connection.waiting.tail());
         if connection.waiting.flush(&connection.socket).is_err() {
             return self.cut(index, now);
         }
@@ -361,6 +303,7 @@ impl Links {
             self.greetings[free] = Some(Greeting {
                 connection: Connection::new(from.into(), false),
                 handshake: Handshake::accept(self.identity.clone(), nonce()),
+                proven: None,
                 from: address,
                 deadline: now.plus(HANDSHAKE_MS * NANOS_PER_MS),
             });
@@ -377,11 +320,18 @@ impl Links {
         deliver: impl FnMut(ServerId, &[u8]),
     ) {
         let Some(greeting) = &mut self.greetings[slot] else { return };
-        let progress = greeting.connection.shake(&mut greeting.handshake);
+        let progress = greeting.go_on();
         greeting.connection.watch(poller, Source::Greeting(slot as u64));
         match progress {
-            Ok(Progress::More) => {}
-            Ok(Progress::Done { peer }) => {
+            Ok(None) => {}
+            Ok(Some((from, purpose @ (Purpose::Relay | Purpose::Operator)))) => {
+                if let Some(Greeting { connection, .. }) = self.greetings[slot].take() {
+                    let Connection { socket, received, .. } = connection;
+                    poller.remove(&socket);
+                    self.arrivals.push(Arrival { from, purpose, socket, received });
+                }
+            }
+            Ok(Some((peer, Purpose::Link))) => {
                 let Some(Greeting { mut connection, .. }) = self.greetings[slot].take() else {
                     unreachable!("it was just there");
                 };
@@ -427,6 +377,29 @@ impl Links {
                 connection.watch(poller, Source::Peer(index as u64));
             }
         }
+    }
+}
+
+impl Greeting {
+    /// Feeds what arrived; who it is once it proved that and said all that its purpose wants said.
+    fn go_on(&mut self) -> Result<Option<(ServerId, Purpose)>, String> {
+        let connection = &mut self.connection;
+        if self.proven.is_none() {
+            match connection.shake(&mut self.handshake)? {
+                Progress::More => return Ok(None),
+                Progress::Done { peer, purpose } => self.proven = Some((peer, purpose)),
+            }
+        } else {
+            connection.received.reserve(ORIGIN_BYTES);
+            match receive_behind(&connection.socket, &mut connection.received) {
+                Received::Bytes(_) => {}
+                Received::Nothing => return Ok(None),
+                Received::Closed => return Err("it closed the connection".into()),
+            }
+        }
+        let relayed = self.proven.is_some_and(|(_, purpose)| purpose == Purpose::Relay);
+        let wanted = if relayed { ORIGIN_BYTES } else { 0 };
+        Ok(self.proven.filter(|_| connection.received.len() >= wanted))
     }
 }
 

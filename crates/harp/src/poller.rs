@@ -43,6 +43,10 @@ pub enum Source {
     Client(u64),
     /// An operator's connection.
     Admin(u64),
+    /// The connection of a client that is relayed.
+    Relayed(u64),
+    /// Its connection to the primary.
+    Upstream(u64),
 }
 
 impl Source {
@@ -59,6 +63,8 @@ impl Source {
             Source::Greeting(which) => (8, which),
             Source::Client(which) => (9, which),
             Source::Admin(which) => (10, which),
+            Source::Relayed(which) => (11, which),
+            Source::Upstream(which) => (12, which),
         };
         assert!(which < 1 << WHICH_BITS, "a token's number fits its bits");
         (kind << WHICH_BITS) | which
@@ -78,6 +84,8 @@ impl Source {
             8 => Source::Greeting(which),
             9 => Source::Client(which),
             10 => Source::Admin(which),
+            11 => Source::Relayed(which),
+            12 => Source::Upstream(which),
             kind => panic!("a token of kind {kind}, which nobody made"),
         }
     }
@@ -210,6 +218,8 @@ mod tests {
             Source::Greeting(15),
             Source::Client((1 << 56) - 1),
             Source::Admin(9),
+            Source::Relayed(6),
+            Source::Upstream(7),
         ];
         sources.iter().for_each(|source| assert_eq!(Source::of(source.token()), *source));
     }

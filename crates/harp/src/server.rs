@@ -6,26 +6,30 @@
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 
 use harp_node::log::{DiskCommand, DiskRunner, LogDisk, Ring, SlotFile};
-use harp_node::vr::ServerId;
-use harp_node::{Node, StoreJob, image_state};
+use harp_node::vr::{Durable, ServerId};
+use harp_node::{BootError, Node, StoreJob, image_state};
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::admin::Admins;
 use crate::clock;
-use crate::config::{Config, Lock, durability_name};
+use crate::config::{Config, Place, durability_name, to_hex};
 use crate::control::ToSupervisor;
 use crate::error::HarpError;
-use crate::eventloop::{End, EventLoop, Parts, StoreWorkers, Workers};
+use crate::eventloop::{Door, End, EventLoop, Parts, StoreWorkers, Workers};
+use crate::formatting;
+use crate::gate::{self, Gate};
 use crate::handshake::{Identity, PROTOCOL_VERSION};
 use crate::image::{self, Image};
 use crate::links::Links;
+use crate::lock::Lock;
 use crate::logdisk::FileLogDisk;
 use crate::poller::Poller;
+use crate::relay::Relays;
 use crate::ringmem::RingMapping;
+use crate::rpcbind::{self, Registration};
 use crate::serverdir::{self, Contents};
 use crate::worker::{Bell, Courtesy, Pace, Worker};
 
@@ -65,13 +69,28 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
     raise_descriptor_limit();
     let signals = signals()?;
     let dir = config.server_dir(me);
+    if let Place::Machines(_) = config.place {
+        formatting::demand(config, me)?;
+    }
     std::fs::create_dir_all(&dir).map_err(|error| HarpError::file("create", &dir, error))?;
     let _lock = Lock::take(&dir.join("lock"))?;
     // First of all, so that a peer that starts at the same time connects at once.
     let address = config.peers[me.index()];
-    let listener = TcpListener::bind(address)
-        .map_err(|error| HarpError::io(format!("listen for peers on {address}"), error))?;
+    let listener = TcpListener::bind(address).map_err(|error| {
+        HarpError::listen("peers", address, &format!("server.{me}.peer"), error)
+    })?;
+    // Clients wait in its queue until somebody serves.
+    let gate = match config.place {
+        Place::Here { .. } => None,
+        Place::Machines(_) => Some(gate::listen(config.nfs(me), &format!("server.{me}.nfs"))?),
+    };
     let mut remarks = Vec::new();
+    // Before the server takes part, for it may have to wait; kept until the server ends.
+    let _registration = config.register_rpcbind.then(|| {
+        let (registration, faults) = Registration::make(rpcbind::ADDRESS, config.nfs(me).port());
+        remarks.extend(faults);
+        registration
+    });
     match serverdir::contents(&dir)? {
         Contents::Formatted => {}
         Contents::Empty | Contents::Unfinished => {
@@ -82,7 +101,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
             ));
         }
     }
-    let parts = boot(config, me, listener, control, signals)?;
+    let parts = boot(config, me, (listener, gate), control, signals)?;
     let mut turning = EventLoop::new(parts)?;
     turning.tell(ToSupervisor::Started);
     for text in remarks {
@@ -97,7 +116,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
 fn boot(
     config: &Config,
     me: ServerId,
-    listener: TcpListener,
+    (listener, gate): (TcpListener, Option<TcpListener>),
     control: Option<OwnedFd>,
     signals: OwnedFd,
 ) -> Result<Parts, HarpError> {
@@ -106,7 +125,7 @@ fn boot(
     let tuning = &config.tuning;
     let mut disk = FileLogDisk::open(&dir, tuning.segment_bytes, tuning.segments_max)
         .map_err(|error| HarpError::file("open the log in", &dir, error))?;
-    check_view_file(&dir, &mut disk)?;
+    check_view_file(config, me, &mut disk)?;
     let mapping = Arc::new(RingMapping::new(tuning.ring_bytes as usize)?);
     let ring = Ring::new(mapping.clone());
     std::thread::Builder::new()
@@ -123,7 +142,7 @@ fn boot(
     let state = image.as_ref().map(image_state).transpose();
     let state = state.map_err(|error| HarpError::Fatal { why: format!("the image: {error}") })?;
     let node = Node::boot(settings, &mut disk, state, ring.clone(), clock::now)
-        .map_err(|error| HarpError::Fatal { why: format!("boot {me}: {error}") })?;
+        .map_err(|error| cannot_boot(config, me, error))?;
     let workers = start_workers(disk, image, &ring)?;
     let poller = Poller::new()?;
     let identity = Identity {
@@ -133,19 +152,58 @@ fn boot(
         servers: config.peers.len() as u8,
         version: PROTOCOL_VERSION,
     };
+    let door = match gate {
+        None => None,
+        Some(gate) => Some(Door {
+            gate: Gate::new(gate, &poller)?,
+            relays: Relays::new(identity.clone(), &config.peers),
+        }),
+    };
     let links = Links::new(identity, listener, &config.peers, clock::steady(), &poller)?;
     let admins = Admins::listen(&config.admin_socket(me), &poller)?;
     let durability = durability_name(config.durability);
-    Ok(Parts { node, ring, workers, links, admins, control, signals, poller, durability })
+    Ok(Parts { node, ring, workers, links, admins, control, door, signals, poller, durability })
 }
 
-/// A server without its view file has forgotten what it promised: media loss, never a first start.
-fn check_view_file(dir: &Path, disk: &mut FileLogDisk) -> Result<(), HarpError> {
-    let there = disk.read_slot(SlotFile::View, 0)?.is_some();
-    if there {
-        return Ok(());
+/// Why a server does not come up from its directory, and what to do.
+fn cannot_boot(config: &Config, me: ServerId, error: BootError) -> HarpError {
+    let dir = config.server_dir(me);
+    let shown = dir.display();
+    match error {
+        BootError::MediaLoss => {
+            let why = "its view file is damaged, so it may have forgotten promises".into();
+            HarpError::MediaLoss { dir, why }
+        }
+        BootError::OtherGroup { found } => {
+            let (found, mine, file) = (to_hex(&found), to_hex(&config.id), config.file.display());
+            HarpError::Refused {
+                why: format!(
+                    "{shown} belongs to another group, {found}; {file} is of group {mine}: nothing was touched; \
+                     check the file and the directory"
+                ),
+            }
+        }
+        error => {
+            HarpError::Fatal { why: format!("server {me} cannot start from {shown}: {error}") }
+        }
     }
-    Err(HarpError::MediaLoss { dir: dir.to_path_buf(), why: "its view file is missing".into() })
+}
+
+/// A server without its view file has forgotten what it promised: media loss, never a first start. One of another
+/// group is the wrong directory, or the wrong configuration.
+fn check_view_file(config: &Config, me: ServerId, disk: &mut FileLogDisk) -> Result<(), HarpError> {
+    let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
+    if slots[0].is_none() {
+        let (dir, why) = (config.server_dir(me), "its view file is missing".into());
+        return Err(HarpError::MediaLoss { dir, why });
+    }
+    match Durable::newest([slots[0].as_deref(), slots[1].as_deref()]) {
+        Some((Durable { group: found, .. }, _)) if found != config.id => {
+            Err(cannot_boot(config, me, BootError::OtherGroup { found }))
+        }
+        // What else may be wrong with it the node finds.
+        _ => Ok(()),
+    }
 }
 
 fn start_workers(

@@ -79,14 +79,14 @@ pub fn format(config: &Config, server: ServerId, first: bool) -> Result<(), Harp
     File::create(&marker)
         .and_then(|file| file.sync_all())
         .and_then(|()| sync_dir(&dir))
-        .and_then(|()| sync_dir(config.dir()))
+        .and_then(|()| dir.parent().map_or(Ok(()), sync_dir))
         .map_err(failed)?;
     let settings = config.settings(server);
     let tuning = &config.tuning;
     let mut disk =
         FileLogDisk::format(&dir, tuning.segment_bytes, tuning.segments_max).map_err(failed)?;
     if settings.shape.is_copy(server) {
-        image::format(&dir.join("store"), &config.id, first)?;
+        image::format(&dir.join("store"), &config.id, config.root, first)?;
         sync_dir(&dir.join("store")).map_err(failed)?;
     }
     Node::format(&settings, draw_disk_id()?, first, &mut disk)

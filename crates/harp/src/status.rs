@@ -10,8 +10,9 @@ use std::time::Duration;
 use harp_node::vr::{ServerId, ServerSet, Shape};
 use serde::Serialize;
 
-use crate::admin::{Answer, Request, ServerStatus, ask};
+use crate::admin::{Answer, Request, ServerStatus};
 use crate::config::{Config, durability_name};
+use crate::operator::ask;
 
 /// How long a server may take to answer before it counts as down.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -78,7 +79,7 @@ pub fn gather(config: &Config) -> Document {
 }
 
 fn ask_one(config: &Config, server: ServerId) -> Option<ServerStatus> {
-    match ask(&config.admin_socket(server), Request::Status, PATIENCE) {
+    match ask(config, server, Request::Status, PATIENCE) {
         Ok(Answer::Status(status)) => Some(*status),
         _ => None,
     }

@@ -10,18 +10,20 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use harp_node::Durability;
-use harp_node::vr::{Nanos, ServerId, ServerSet, Shape, View};
+use harp_node::fs::key::RootOwner;
+use harp_node::vr::{Nanos, ServerId, Shape, View};
+use harp_node::{Durability, Export, Network, Squash};
 use rustix::process::Signal;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::children::{Children, Death, Pauses};
 use crate::clock::{NANOS_PER_MS, steady};
-use crate::config::{Config, FILE_NAME, Lock, Tuning, UNFINISHED_NAME, durability_name};
+use crate::config::{Config, FILE_NAME, Place, Tuning, UNFINISHED_NAME, durability_name};
 use crate::control::{self, Packet, ToSupervisor};
 use crate::error::HarpError;
 use crate::front::Front;
 use crate::http::{self, Http};
+use crate::lock::Lock;
 use crate::poller::{Interest, Poller, Source};
 use crate::server::{raise_descriptor_limit, signals};
 use crate::serverdir;
@@ -50,6 +52,8 @@ pub struct UpOptions {
     pub nfs: Option<SocketAddr>,
     /// Where operators connect.
     pub admin: Option<SocketAddr>,
+    /// The networks whose clients may connect; a new group's alone.
+    pub allow: Vec<Network>,
 }
 
 /// Says something on standard output; nobody listening is no fault.
@@ -58,7 +62,7 @@ fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn random<const BYTES: usize>() -> Result<[u8; BYTES], HarpError> {
+pub(crate) fn random<const BYTES: usize>() -> Result<[u8; BYTES], HarpError> {
     let mut bytes = [0; BYTES];
     let got = getrandom(&mut bytes, GetRandomFlags::empty())
         .map_err(|error| HarpError::io("draw random bytes", error))?;
@@ -90,12 +94,22 @@ fn capacity_bytes(dir: &Path, copies: u8) -> Result<u64, HarpError> {
     Ok((share & !0xf_ffff).max(CAPACITY_BYTES_MIN))
 }
 
+/// An export to this machine and these networks. If there are any, root is squashed.
+pub fn export_to(allow: &[Network]) -> Export {
+    let mut export = Export::default();
+    export.allow.extend_from_slice(allow);
+    if export.is_beyond_loopback() {
+        export.squash = Squash::Root;
+    }
+    export
+}
+
 /// A new local group's configuration, with fresh identities and keys.
 pub fn new_config(
     dir: &Path,
     copies: u8,
-    nfs: SocketAddr,
-    admin: SocketAddr,
+    (nfs, admin): (SocketAddr, SocketAddr),
+    export: Export,
 ) -> Result<Config, HarpError> {
     let servers = (Shape { n: copies - 1 }).servers().count();
     Ok(Config {
@@ -106,8 +120,10 @@ pub fn new_config(
         durability: Durability::Disk,
         peer_key: random()?,
         handle_key: random()?,
-        nfs,
-        admin,
+        place: Place::Here { nfs, admin },
+        export,
+        root: RootOwner::default(),
+        register_rpcbind: false,
         peers: free_peer_addresses(servers)?,
         tuning: Tuning { capacity_bytes: capacity_bytes(dir, copies)?, ..Tuning::default() },
     })
@@ -164,30 +180,46 @@ pub fn up(options: &UpOptions) -> Result<(), HarpError> {
         let why = format!("{} has {} copies, not {copies}", file.display(), config.copies);
         return Err(HarpError::Refused { why });
     }
-    let nfs = options.nfs.or(known.as_ref().map(|config| config.nfs)).unwrap_or(NFS_DEFAULT);
-    let admin =
-        options.admin.or(known.as_ref().map(|config| config.admin)).unwrap_or(ADMIN_DEFAULT);
+    let written = match known.as_ref().map(|config| &config.place) {
+        None => (NFS_DEFAULT, ADMIN_DEFAULT),
+        Some(Place::Here { nfs, admin }) => (*nfs, *admin),
+        Some(Place::Machines(_)) => {
+            let file = file.display();
+            let why = format!(
+                "{file} is of a group over several machines: harp serve --config {file} --node NAME \
+                 runs one server of it"
+            );
+            return Err(HarpError::Refused { why });
+        }
+    };
+    if known.is_some() && !options.allow.is_empty() {
+        let why = format!("the group exists: set export.allow in {} instead", file.display());
+        return Err(HarpError::Refused { why });
+    }
+    let nfs = options.nfs.unwrap_or(written.0);
+    let admin = options.admin.unwrap_or(written.1);
     let front = Front::listen(nfs)?;
     let operators = http::bind(admin)?;
     let admin = operators.local_addr().unwrap_or(admin);
     let config = match known {
-        Some(config) => Config { nfs: front.address(), admin, ..config },
+        Some(config) => Config { place: Place::Here { nfs: front.address(), admin }, ..config },
         None => {
             clear_unfinished(dir)?;
             let copies = options.copies.unwrap_or(COPIES_DEFAULT);
-            let config = new_config(dir, copies, front.address(), admin)?;
+            let export = export_to(&options.allow);
+            let config = new_config(dir, copies, (front.address(), admin), export)?;
             format_group(&config)?;
             config
         }
     };
-    print_how_to_mount(&config);
+    print_how_to_mount(&config, front.address(), admin);
     let operators = Http::new(operators, config.clone())?;
     Supervisor::new(&config, front, operators)?.run(signals)
 }
 
-fn print_how_to_mount(config: &Config) {
-    let port = config.nfs.port();
-    let host = match config.nfs.ip() {
+fn print_how_to_mount(config: &Config, nfs: SocketAddr, admin: SocketAddr) {
+    let port = nfs.port();
+    let host = match nfs.ip() {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) if address.is_unspecified() => "[::1]".to_string(),
@@ -201,7 +233,13 @@ fn print_how_to_mount(config: &Config) {
         "mount with: mount -t nfs -o vers=3,proto=tcp,port={port},mountport={port},nolock {host}:/ /mnt"
     ));
     say(&format!("or libnfs:  nfs://{host}/?nfsport={port}&mountport={port}"));
-    say(&format!("status:     harp status --dir {dir}, or http://{}/status", config.admin));
+    say(&format!("status:     harp status --dir {dir}, or http://{admin}/status"));
+    if !nfs.ip().is_loopback() && !config.export.is_beyond_loopback() {
+        let file = config.file.display();
+        say(&format!(
+            "only loopback addresses may connect: name the clients' networks in export.allow in {file}"
+        ));
+    }
 }
 
 /// The supervisor's loop.
@@ -232,7 +270,7 @@ impl Supervisor {
         let program = std::env::current_exe()
             .map_err(|error| HarpError::io("find this program's file", error))?;
         let file = config.file.clone();
-        let port = config.nfs.port();
+        let port = front.address().port();
         let command = move |server: ServerId| {
             // A program replaced since is still there under this name.
             let kept = Path::new("/proc/self/exe");
@@ -359,16 +397,10 @@ impl Supervisor {
                     self.tell(&format!("server {server} serves no more; clients wait"));
                 }
             }
-            ToSupervisor::Formed { view, members, primary } if View(view) > self.formed => {
+            ToSupervisor::Formed { view, .. } if View(view) > self.formed => {
                 self.formed = View(view);
                 self.refusals.iter_mut().for_each(String::clear);
-                let members: Vec<String> =
-                    ServerSet(members).iter().map(|member| member.to_string()).collect();
-                let (view, primary) = (View(view), ServerId(primary));
-                self.tell(&format!(
-                    "view {view} formed: members {}, primary {primary}",
-                    members.join(", ")
-                ));
+                self.tell(&message.to_string());
             }
             ToSupervisor::Formed { .. } => {}
             ToSupervisor::Closed { handle } => {

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use harp_node::vr::ServerId;
 
-use crate::admin::{Answer, Request, ask};
+use crate::admin::{Answer, Request};
 use crate::config::Config;
 use crate::error::HarpError;
-use crate::status::{GroupStatus, PATIENCE, gather};
+use crate::operator::ask;
+use crate::status::{GroupStatus, NodeLine, PATIENCE, gather};
 
 /// How long all copies may take to be members of the view.
 const PRESENCE: Duration = Duration::from_secs(60);
@@ -40,7 +41,10 @@ fn refused(why: impl Into<String>) -> HarpError {
 /// Why not all copies are present; `Ok`: they are, and this server is the primary.
 fn primary_of_all_copies(group: &GroupStatus) -> Result<ServerId, String> {
     let copies = || group.nodes.iter().filter(|node| node.designated != "witness");
-    if let Some(absent) = copies().find(|node| !matches!(node.role, "primary" | "backup")) {
+    // One that just restarted has its role still, until the others notice.
+    let present =
+        |node: &&NodeLine| matches!(node.role, "primary" | "backup") && node.state == "normal";
+    if let Some(absent) = copies().find(|node| !present(node)) {
         return Err(format!("copy {} is {} ({})", absent.name, absent.role, absent.state));
     }
     match copies().position(|node| node.role == "primary" && node.serving) {
@@ -49,13 +53,13 @@ fn primary_of_all_copies(group: &GroupStatus) -> Result<ServerId, String> {
     }
 }
 
-/// Waits for all copies, up to a minute; returns the primary.
-fn await_copies(config: &Config) -> Result<ServerId, HarpError> {
+/// Waits for all copies, up to a minute; returns the primary, and what they said.
+fn await_copies(config: &Config) -> Result<(ServerId, GroupStatus), HarpError> {
     let until = Instant::now() + PRESENCE;
     loop {
-        let document = gather(config);
-        match primary_of_all_copies(&document.groups[0]) {
-            Ok(primary) => return Ok(primary),
+        let group = gather(config).groups.remove(0);
+        match primary_of_all_copies(&group) {
+            Ok(primary) => return Ok((primary, group)),
             Err(why) if Instant::now() >= until => {
                 return Err(refused(format!("not all copies can be compared: {why}")));
             }
@@ -71,20 +75,36 @@ enum Seen {
     Lost(String),
 }
 
+/// Why a copy will take no digest at `op` any more: it started anew, or its image is beyond.
+fn passed_by(config: &Config, copy: ServerId, op: u64, pid: Option<u32>) -> Option<String> {
+    let Ok(Answer::Status(status)) = ask(config, copy, Request::Status, PATIENCE) else {
+        return None;
+    };
+    if pid.is_some_and(|pid| pid != status.pid) {
+        return Some(format!("copy {copy} started anew"));
+    }
+    (status.lb > op).then(|| format!("copy {copy} passed op {op} without a digest"))
+}
+
 fn await_digest(
     config: &Config,
     copy: ServerId,
-    op: u64,
+    (op, pid): (u64, Option<u32>),
     until: Instant,
 ) -> Result<Seen, HarpError> {
     let mut silent = 0;
     loop {
-        match ask(&config.admin_socket(copy), Request::Digest(op), PATIENCE) {
+        match ask(config, copy, Request::Digest(op), PATIENCE) {
             Ok(Answer::Digest(Ok(digest))) => return Ok(Seen::Digest(digest)),
             Ok(Answer::Digest(Err(why))) => {
                 return Err(refused(format!("copy {copy} is damaged at op {op}: {why}")));
             }
-            Ok(Answer::Pending) => silent = 0,
+            Ok(Answer::Pending) => {
+                silent = 0;
+                if let Some(why) = passed_by(config, copy, op, pid) {
+                    return Ok(Seen::Lost(why));
+                }
+            }
             Ok(other) => return Err(refused(format!("copy {copy} answered {other:?}"))),
             Err(error) if silent >= 10 => return Ok(Seen::Lost(format!("copy {copy}: {error}"))),
             Err(_) => silent += 1,
@@ -101,8 +121,8 @@ pub fn verify(config: &Config) -> Result<Verified, HarpError> {
     let until = Instant::now() + DIGESTS;
     let mut lost = String::from("no barrier was logged");
     for _ in 0..ATTEMPTS {
-        let primary = await_copies(config)?;
-        let op = match ask(&config.admin_socket(primary), Request::Verify, BARRIER) {
+        let (primary, group) = await_copies(config)?;
+        let op = match ask(config, primary, Request::Verify, BARRIER) {
             Ok(Answer::Barrier(Some(op))) => op,
             Ok(_) => continue,
             Err(error) => {
@@ -110,7 +130,7 @@ pub fn verify(config: &Config) -> Result<Verified, HarpError> {
                 continue;
             }
         };
-        match compare(config, op, until)? {
+        match compare(config, &group, op, until)? {
             Ok(verified) => return Ok(verified),
             Err(why) => lost = why,
         }
@@ -121,12 +141,14 @@ pub fn verify(config: &Config) -> Result<Verified, HarpError> {
 /// Compares all copies at `op`; the inner error says why that barrier led to nothing.
 fn compare(
     config: &Config,
+    group: &GroupStatus,
     op: u64,
     until: Instant,
 ) -> Result<Result<Verified, String>, HarpError> {
     let mut first: Option<(ServerId, String)> = None;
     for copy in config.shape().copies() {
-        let digest = match await_digest(config, copy, op, until)? {
+        let pid = group.nodes[copy.index()].pid;
+        let digest = match await_digest(config, copy, (op, pid), until)? {
             Seen::Digest(digest) => digest,
             Seen::Lost(why) => return Ok(Err(why)),
         };
@@ -158,7 +180,12 @@ mod tests {
         assert_eq!(why, "copy a is down (down)");
         let mut group = group;
         group.nodes[0].role = "backup";
+        group.nodes[0].state = "recovering".into();
         group.nodes[1].role = "primary";
+        let why = primary_of_all_copies(&group).expect_err("it restarted");
+        assert_eq!(why, "copy a is backup (recovering)");
+        group.nodes[0].state = "normal".into();
+        group.nodes[1].state = "normal".into();
         assert_eq!(primary_of_all_copies(&group), Err("no primary serves".into()));
         group.nodes[1].serving = true;
         assert_eq!(primary_of_all_copies(&group), Ok(ServerId(1)));

@@ -122,6 +122,19 @@ pub fn head_begin(slot: &[u8]) -> Option<LogPos> {
     Head::read(slot).map(|head| LogPos(head.begin_pos))
 }
 
+/// Whether a slot holds a whole head of a newer version, whatever that says.
+pub fn head_is_newer(slot: &[u8]) -> bool {
+    let Some(bytes) = slot.get(..HEAD_BYTES) else { return false };
+    let short = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4"));
+    short(0) == MAGIC && short(8) > VERSION && crc32c::crc32c(&bytes[8..]) == short(4)
+}
+
+/// The length of a segment and the number of segments of the log whose head is in a slot, and the number of the
+/// write: the higher counts. `None`: no head.
+pub fn head_geometry(slot: &[u8]) -> Option<(u64, u64, u64)> {
+    Head::read(slot).map(|head| (head.sequence, head.segment_bytes, head.segments_max))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +162,12 @@ mod tests {
             bad[at] ^= 1;
             assert_eq!(Head::read(&bad), None, "byte {at}");
         }
+        let mut newer = bytes.clone();
+        newer[8] += 1;
+        assert!(!head_is_newer(&newer), "damage");
+        let crc = crc32c::crc32c(&newer[8..]);
+        newer[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert!(head_is_newer(&newer) && !head_is_newer(&bytes));
         let unsound = Head { begin_pos: 8193, ..head };
         assert_eq!(Head::read(&unsound.to_bytes()), None);
     }

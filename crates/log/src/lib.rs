@@ -17,7 +17,7 @@ mod swap;
 pub use batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BadExtent, ExtentRecords, parse_extent};
 pub use body::Body;
 pub use disk::{DiskCommand, DiskDone, DiskError, DiskRunner, LogDisk, SLOT_BYTES, SlotFile};
-pub use head::{HEAD_EXTRA_BYTES, head_begin};
+pub use head::{HEAD_EXTRA_BYTES, head_begin, head_geometry, head_is_newer};
 pub use log::{AppendError, Log, LogFull, LogSettings, Progress, Room};
 pub use record::{
     BadRecord, RECORD_BODY_BYTES_MAX, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RawRecord, RawRecords,

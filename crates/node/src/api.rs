@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use harp_log::{DiskCommand, DiskDone, LogPos};
 use harp_vr::{Nanos, ServerId, Shape, View};
 
+use crate::export::Export;
 use crate::jobs::{StoreDone, StoreJob};
 
 /// What the clocks show. `steady` runs during suspend and never goes back; `wall` may do anything.
@@ -68,6 +69,8 @@ pub struct Settings {
     pub capacity_blocks: u64,
     /// When reading an object changes its access time.
     pub access_times: harp_fs::atime::AccessTimes,
+    /// Who may use the file system, and as whom.
+    pub export: Export,
     /// The port that portmap names for NFS and MOUNT.
     pub nfs_port: u16,
     /// A rule broken on purpose, to see that the checkers find it. Always `None` in production.

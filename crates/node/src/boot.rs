@@ -27,7 +27,7 @@ pub enum BootError {
     Formatted,
     /// No whole view file: this disk remembers no promise (rule 4).
     MediaLoss,
-    /// The view file was written by a newer version.
+    /// The view file or the log was written by a newer version.
     Newer,
     /// The disk belongs to another group.
     OtherGroup {
@@ -57,7 +57,7 @@ impl std::fmt::Display for BootError {
             ),
             BootError::Newer => write!(
                 f,
-                "the view file was written by a newer version of harp: run that version or a later one"
+                "it was written by a newer version of harp: run that version or a later one"
             ),
             BootError::OtherGroup { found } => {
                 write!(f, "this directory belongs to another group, ")?;
@@ -82,7 +82,7 @@ impl From<DiskError> for BootError {
 }
 
 /// The view that a group is formatted in. It never serves: the first start forms another above it.
-fn first_view() -> View {
+pub fn first_view() -> View {
     View::new(0, 1, 0, ServerId(0))
 }
 
@@ -181,6 +181,7 @@ impl Node {
             return Err(BootError::Image);
         }
         let (mut durable, sequence) = read_view_file(&settings, disk)?;
+        refuse_newer_log(disk)?;
         durable.incarnation.start += 1;
         let sequence = sequence + 1;
         disk.write_slot(SlotFile::View, (sequence % 2) as usize, &durable.encode(sequence))?;
@@ -320,6 +321,19 @@ fn read_view_file(
         return Err(BootError::OtherGroup { found: durable.group });
     }
     Ok((durable, sequence))
+}
+
+/// A log of a newer version is no amnesia: this version would write over it.
+fn refuse_newer_log(disk: &mut dyn LogDisk) -> Result<(), BootError> {
+    for slot in 0..2 {
+        // What cannot be read is recovery's to judge.
+        if let Ok(Some(bytes)) = disk.read_slot(SlotFile::LogHead, slot)
+            && harp_log::head_is_newer(&bytes)
+        {
+            return Err(BootError::Newer);
+        }
+    }
+    Ok(())
 }
 
 /// Carries out commands on the spot: there is no loop to disturb yet.

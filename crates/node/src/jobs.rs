@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use harp_fs::blocks::LogBytes;
 use harp_fs::generation::Generation;
+use harp_fs::key::RootOwner;
 use harp_fs::need::{Fetched, ImageError, ImageReader, Need};
 use harp_log::{LogPos, Ring};
 use harp_store::{
@@ -134,12 +135,12 @@ impl StoreJob {
 }
 
 /// The image below a generation.
-struct Image<E: Engine, D: Disk> {
-    reader: Reader<E, D>,
-    partial: bool,
+pub(crate) struct Image<E: Engine, D: Disk> {
+    pub reader: Reader<E, D>,
+    pub partial: bool,
 }
 
-fn unread(error: StoreError) -> ImageError {
+pub(crate) fn unread(error: StoreError) -> ImageError {
     ImageError::Reader(Box::new(error))
 }
 
@@ -302,15 +303,16 @@ fn digest<E: Engine, D: Disk>(store: &Store<E, D>, op: u64) -> Result<[u8; 32], 
 }
 
 /// Makes the image of a copy: that of an empty file system if the whole group is being formatted (`first`),
-/// else one without content, to be loaded from another copy.
+/// else one without content, to be loaded from another copy. `owner` is that of an empty file system's root.
 pub fn format_image<E: Engine, D: Disk>(
     engine: &E,
     _disk: &D,
     group: &[u8; 16],
+    owner: RootOwner,
     first: bool,
 ) -> Result<(), StoreError> {
     if first {
-        let rows = harp_fs::key::format_rows(harp_fs::request::Time::default());
+        let rows = harp_fs::key::format_rows_for(owner, harp_fs::request::Time::default());
         Store::<E, D>::format(engine, group, &rows)
     } else {
         Store::<E, D>::reformat(engine, group, None)

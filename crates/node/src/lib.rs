@@ -6,9 +6,11 @@ mod api;
 mod apply;
 mod boot;
 mod clients;
+mod export;
 mod gather;
 mod jobs;
 mod node;
+mod offline;
 mod part;
 mod peers;
 mod rebuild;
@@ -16,9 +18,11 @@ mod record;
 mod serve;
 
 pub use api::*;
-pub use boot::BootError;
+pub use boot::{BootError, first_view};
+pub use export::{Export, Network, NetworkError, Squash};
 pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
+pub use offline::{Offline, RedoError};
 pub use record::change_in;
 
 // The types that a world needs, so that it depends on this crate alone.

@@ -14,7 +14,7 @@ use harp_fs::request::{Request, Time};
 use harp_log::Room;
 use harp_vr::{Op, Planted};
 use harp_wire::incoming::{self, Body};
-use harp_wire::rpc::{self, Call, CallError};
+use harp_wire::rpc::{self, AuthStat, Call, CallError, GROUPS_MAX, Refusal};
 use harp_wire::xdr::SliceSink;
 use harp_wire::{mount, nfs3, portmap};
 
@@ -37,6 +37,8 @@ const REPLY_BYTES_MAX: usize = 1_024;
 pub(crate) struct Conn {
     address: [u8; 16],
     port: u16,
+    /// The export lets it in.
+    allowed: bool,
     /// Its name in the client table, once it has a record.
     table: u64,
     /// Calls not answered yet.
@@ -81,7 +83,7 @@ enum Served {
 }
 
 /// The root directory is made at format and never again.
-const ROOT_GENERATION: u32 = 1;
+pub(crate) const ROOT_GENERATION: u32 = 1;
 
 /// Nanoseconds since 1970 as a file's time.
 pub(crate) fn time_of(nanos: u64) -> Time {
@@ -97,8 +99,10 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 
 impl Node {
     pub(crate) fn on_conn_opened(&mut self, conn: ConnId, address: IpAddr, port: u16) {
+        let allowed = self.settings.export.allows(address);
         let address = mapped(address);
-        self.conns.insert(conn, Conn { address, port, table: 0, open: 0, kept: 0, on_hold: false });
+        let state = Conn { address, port, allowed, table: 0, open: 0, kept: 0, on_hold: false };
+        self.conns.insert(conn, state);
     }
 
     pub(crate) fn on_call(&mut self, now: Now, conn: ConnId, call: &[u8], out: &mut Output) {
@@ -199,14 +203,15 @@ impl Node {
                 return Served::Done;
             }
             Err(CallError::Refused { xid, refusal }) => {
-                let from = out.bytes.len();
-                rpc::encode_refusal(xid, refusal, &mut out.bytes);
-                self.push_reply(conn, from, out);
+                self.refuse(conn, xid, refusal, out);
                 return Served::Done;
             }
         };
         match body {
             Body::Nfs(Request::Null) => self.answer_plain(conn, call.xid, out, |_| {}),
+            Body::Nfs(_) if !self.is_allowed(conn) => {
+                self.refuse(conn, call.xid, Refusal::Auth(AuthStat::TooWeak), out);
+            }
             Body::Nfs(request) => return self.serve_nfs(now, conn, bytes, &call, &request, out),
             Body::Mount(request) => self.serve_mount(conn, call.xid, &request, out),
             Body::Portmap(request) => {
@@ -217,6 +222,17 @@ impl Node {
             }
         }
         Served::Done
+    }
+
+    /// Whether the export lets this connection's client in.
+    fn is_allowed(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|state| state.allowed)
+    }
+
+    fn refuse(&mut self, conn: ConnId, xid: u32, refusal: Refusal, out: &mut Output) {
+        let from = out.bytes.len();
+        rpc::encode_refusal(xid, refusal, &mut out.bytes);
+        self.push_reply(conn, from, out);
     }
 
     /// Answers at once with what needs no state.
@@ -244,8 +260,14 @@ impl Node {
         let root = self.volume.handles.make(ROOT, ROOT_GENERATION);
         let flavors = [mount::FLAVOR_SYS, mount::FLAVOR_NONE];
         let path: &[u8] = b"/";
-        let exports = [mount::Export { path, groups: &[] }];
+        let networks: Vec<String> =
+            self.settings.export.allow.iter().map(ToString::to_string).collect();
+        let groups: Vec<&[u8]> = networks.iter().map(String::as_bytes).collect();
+        let exports = [mount::Export { path, groups: &groups }];
         let reply = match request {
+            mount::Request::Mnt { .. } if !self.is_allowed(conn) => {
+                mount::Reply::Failed(mount::Status::Access)
+            }
             mount::Request::Mnt { path: b"/" | b"" } => {
                 mount::Reply::Mounted { handle: root, flavors: &flavors }
             }
@@ -324,10 +346,11 @@ impl Node {
         }
         let time = self.next_time(now);
         let view = self.replica.formed().0;
+        let mut groups = [0; 4 * GROUPS_MAX];
         let end = self.log.current().end();
         let copy = self.copy.as_mut().expect("a primary is a copy");
         let context = Context {
-            credential: call.auth.credential(),
+            credential: self.settings.export.credential(&call.auth, &mut groups),
             now: time_of(time),
             volume: &self.volume,
             log: &self.bytes,

@@ -82,7 +82,8 @@ pub fn format(
 ) {
     let settings = profile.settings(server);
     if let Some(store) = store {
-        harp_node::format_image(&store.engine, &store.disk, &settings.group, first)
+        let owner = harp_node::fs::key::RootOwner::default();
+        harp_node::format_image(&store.engine, &store.disk, &settings.group, owner, first)
             .expect("a memory engine takes a format");
     }
     Node::format(&settings, disk_id, first, disk).expect("an empty disk takes a format");

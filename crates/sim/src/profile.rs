@@ -7,7 +7,7 @@
 
 use harp_node::fs::atime::AccessTimes;
 use harp_node::vr::{Planted, ServerId, Shape};
-use harp_node::{Durability, Settings};
+use harp_node::{Durability, Export, Settings};
 
 use crate::nemesis::FaultSet;
 use crate::rng::{Rng, Stream};
@@ -252,6 +252,7 @@ impl Profile {
             bytes[8..].copy_from_slice(&identity.draw().to_le_bytes());
             bytes
         };
+        let allow = vec!["0.0.0.0/0".parse().expect("every client")];
         Settings {
             shape: self.shape,
             me,
@@ -269,6 +270,7 @@ impl Profile {
             cache_bytes: self.cache_bytes,
             capacity_blocks: 1 << 20,
             access_times: self.access_times,
+            export: Export { allow, ..Export::default() },
             nfs_port: 2049,
             planted: self.wish.planted,
         }

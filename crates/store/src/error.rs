@@ -129,7 +129,11 @@ impl fmt::Display for StoreError {
             StoreError::Failed => write!(f, "the store stopped after a failed sync"),
             StoreError::NotFormatted => write!(f, "no image here; format it first"),
             StoreError::AlreadyFormatted => write!(f, "an image is already here"),
-            StoreError::Version { found } => write!(f, "unknown image format version {found}"),
+            StoreError::Version { found } => write!(
+                f,
+                "it has format version {found}, which this version of harp does not know: run the one that wrote it, \
+                 or a later one"
+            ),
             StoreError::NotTheBlock => write!(f, "not the block the image holds there now"),
         }
     }

@@ -442,6 +442,19 @@ impl Replica {
         self.staged.is_some()
     }
 
+    /// Who serves clients, and in which view, as far as this server has heard lately.
+    pub fn serving(&self, now: Nanos) -> Option<(View, ServerId)> {
+        if self.serving {
+            return Some((self.durable.formed, self.settings.me));
+        }
+        let heard = self.others().filter_map(|server| {
+            let presence = self.peers[server.index()].presence?;
+            let counts = presence.serving && presence.formed >= self.durable.formed;
+            (counts && !self.is_silent(now, server)).then_some((presence.formed, server))
+        });
+        heard.max()
+    }
+
     /// The primary of the view that this server is in or has heard of running.
     pub fn primary(&self) -> Option<ServerId> {
         match &self.stage {

@@ -26,7 +26,7 @@ pub const AUTH_BODY_BYTES_MAX: usize = 400;
 pub const GROUPS_MAX: usize = 16;
 /// The longest machine name in an AUTH_SYS credential.
 const MACHINE_NAME_BYTES_MAX: usize = 255;
-/// User and group of a caller that names none.
+/// User and group of a caller that names none, unless an export says otherwise.
 pub const NOBODY: u32 = 65534;
 
 /// Bytes of an accepted reply's record mark and header.
@@ -39,16 +39,6 @@ pub enum Auth<'a> {
     None,
     /// AUTH_SYS.
     Sys(Credential<'a>),
-}
-
-impl<'a> Auth<'a> {
-    /// The credential to judge by; an anonymous caller is [`NOBODY`]. Not squashed.
-    pub fn credential(&self) -> Credential<'a> {
-        match *self {
-            Auth::None => Credential { uid: NOBODY, gid: NOBODY, groups_be: &[] },
-            Auth::Sys(credential) => credential,
-        }
-    }
 }
 
 /// A call, its arguments still encoded.
@@ -412,8 +402,8 @@ mod tests {
                 assert!(error.is_err(), "{cut} bytes made {error:?}");
             }
         }
-        assert!(SYS.credential().in_group(27));
-        assert_eq!(Auth::None.credential().uid, NOBODY);
+        let Auth::Sys(credential) = SYS else { unreachable!("it is made so") };
+        assert!(credential.in_group(27));
     }
 
     #[test]

@@ -1,0 +1,9 @@
+//! Real deployments: three `harp serve` from one `harp init`, on three loopback addresses.
+
+mod client;
+mod deployment;
+mod exports;
+mod faults;
+mod files;
+mod formatting;
+mod relays;
