@@ -51,6 +51,8 @@ pub enum ToSupervisor {
     Stopped { view: u64 },
     /// A view formed at this server.
     Formed { view: u64, members: u8, primary: u8 },
+    /// It has a client, and is about to read from it.
+    Taken { handle: u64 },
     /// It is done with a client.
     Closed { handle: u64 },
     /// No view can form.
@@ -77,6 +79,7 @@ impl fmt::Display for ToSupervisor {
                     (View(*view), members.join(", "), ServerId(*primary));
                 write!(f, "view {view} formed: members {members}, primary {primary}")
             }
+            ToSupervisor::Taken { .. } => write!(f, "a client is here"),
             ToSupervisor::Closed { .. } => write!(f, "a client is gone"),
             ToSupervisor::Refusing { why } => write!(f, "forms no view: {why}"),
             ToSupervisor::Remark { text } => write!(f, "{text}"),

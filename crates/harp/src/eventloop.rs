@@ -342,6 +342,13 @@ impl EventLoop {
             let Some(control) = &self.parts.control else { return };
             match control::receive::<ToServer>(control.as_fd()) {
                 Packet::Message(ToServer::Client { handle, address, port }, Some(socket)) => {
+                    // The supervisor knows before anything is read: what was not taken it hands to another server.
+                    self.tell(ToSupervisor::Taken { handle });
+                    self.tell_now();
+                    if !self.unsent.is_empty() {
+                        self.tell(ToSupervisor::Closed { handle });
+                        continue; // it is not listening: the client comes again
+                    }
                     let Parts { node, poller, .. } = &mut self.parts;
                     let client = (Some(handle), address, port);
                     self.clients.open(socket, client, node, &mut self.out, poller);

@@ -5,7 +5,7 @@
 //! reset before any other server's connections are accepted.
 //! Source: README.md, "Commands". `connect(AF_UNSPEC)` sends a reset even if the holder is stopped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -32,7 +32,10 @@ struct Accepted {
 
 struct Handed {
     socket: OwnedFd,
+    from: SocketAddr,
     to: ServerId,
+    /// Whether the server said that it has it, which it does before it reads anything.
+    taken: bool,
 }
 
 /// The clients' address.
@@ -43,7 +46,8 @@ pub struct Front {
     newest: View,
     handed: HashMap<u64, Handed>,
     handles: u64,
-    accepted: Option<Accepted>,
+    /// To be handed over first: there was no room, or a server died before it took them.
+    accepted: VecDeque<Accepted>,
     listening: bool,
     retry_at: Option<Nanos>,
 }
@@ -62,7 +66,7 @@ impl Front {
             newest: View::NONE,
             handed: HashMap::new(),
             handles: 0,
-            accepted: None,
+            accepted: VecDeque::new(),
             listening: false,
             retry_at: None,
         })
@@ -116,15 +120,39 @@ impl Front {
         }
     }
 
-    /// A server's process ended. Returns whether clients are without a server now.
+    /// A server serves no more. Returns whether clients are without a server now.
     pub fn on_gone(&mut self, server: ServerId, poller: &Poller) -> bool {
         self.reset_where(|handed| handed.to == server);
+        self.on_serves_no_more(server, poller)
+    }
+
+    /// A server's process ended: what it never took is for the next one. (A process takes a while to end, and
+    /// who connects meanwhile would be reset, which costs a client more than to wait.) Returns whether clients
+    /// are without a server now.
+    pub fn on_dead(&mut self, server: ServerId, poller: &Poller) -> bool {
+        let untaken = |_: &u64, handed: &mut Handed| handed.to == server && !handed.taken;
+        let mut untaken: Vec<(u64, Handed)> = self.handed.extract_if(untaken).collect();
+        untaken.sort_by_key(|(handle, _)| *handle);
+        let back =
+            untaken.into_iter().map(|(_, Handed { socket, from, .. })| Accepted { socket, from });
+        self.accepted.extend(back);
+        self.on_gone(server, poller)
+    }
+
+    fn on_serves_no_more(&mut self, server: ServerId, poller: &Poller) -> bool {
         let served = self.serving.is_some_and(|(by, _)| by == server);
         if served {
             self.serving = None;
             self.settle(poller);
         }
         served
+    }
+
+    /// A server has a connection, and is about to read from it.
+    pub fn on_taken(&mut self, server: ServerId, handle: u64) {
+        if let Some(handed) = self.handed.get_mut(&handle).filter(|handed| handed.to == server) {
+            handed.taken = true;
+        }
     }
 
     /// A server is done with a connection.
@@ -150,7 +178,7 @@ impl Front {
     fn settle(&mut self, poller: &Poller) {
         let listening = self.serving.is_some()
             && self.retry_at.is_none()
-            && self.accepted.is_none()
+            && self.accepted.is_empty()
             && self.handed.len() < HANDED_MAX;
         if listening != self.listening {
             self.listening = listening;
@@ -166,11 +194,11 @@ impl Front {
         }
         if let (Some((server, _)), Some(control), None) = (self.serving, control, self.retry_at) {
             while self.handed.len() < HANDED_MAX {
-                let next = self.accepted.take().map_or_else(|| self.accept_one(), Ok);
+                let next = self.accepted.pop_front().map_or_else(|| self.accept_one(), Ok);
                 let wait = match next.map(|accepted| self.hand_over(accepted, server, control)) {
                     Ok(Ok(())) => continue,
                     Ok(Err(accepted)) => {
-                        self.accepted = Some(accepted);
+                        self.accepted.push_front(accepted);
                         true
                     }
                     Err(Errno::AGAIN) => false,
@@ -200,11 +228,13 @@ impl Front {
         control: BorrowedFd<'_>,
     ) -> Result<(), Accepted> {
         self.handles += 1;
-        let (address, port) = (accepted.from.ip(), accepted.from.port());
+        let Accepted { from, .. } = accepted;
+        let (address, port) = (from.ip(), from.port());
         let message = ToServer::Client { handle: self.handles, address, port };
         match control::send(control, &message, Some(accepted.socket.as_fd())) {
             Ok(()) => {
-                self.handed.insert(self.handles, Handed { socket: accepted.socket, to });
+                let handed = Handed { socket: accepted.socket, from, to, taken: false };
+                self.handed.insert(self.handles, handed);
                 Ok(())
             }
             // A full socket, or a server that just died: the connection waits for the next one.
@@ -317,6 +347,28 @@ mod tests {
         let mut seen = [0; 5];
         waiting.read_exact(&mut seen).expect("the connection lives");
         assert_eq!(&seen, b"hello");
+    }
+
+    #[test]
+    fn a_connection_that_a_dead_server_never_took_is_for_the_next_one() {
+        let mut world = world();
+        world.front.on_serving(A, view(1), &world.poller);
+        let mut taken = world.connect();
+        world.wait_and_accept();
+        let (handle, _held) = world.taken(A).expect("handed over");
+        world.front.on_taken(A, handle);
+        let mut waiting = world.connect();
+        waiting.write_all(b"call").expect("writes");
+        world.wait_and_accept();
+        assert!(world.front.on_dead(A, &world.poller));
+        assert!(is_reset(&mut taken));
+        drop(world.taken(A));
+        world.front.on_serving(B, view(2), &world.poller);
+        world.accept();
+        let (_, held) = world.taken(B).expect("handed over again");
+        let mut seen = [0; 4];
+        rustix::io::read(&held, &mut seen).expect("nobody read it before");
+        assert_eq!(&seen, b"call");
     }
 
     #[test]

@@ -364,7 +364,7 @@ impl Supervisor {
         let Some(Death { status, pause, .. }) = self.children.reap(server, steady()) else {
             return;
         };
-        let served = self.front.on_gone(server, &self.poller);
+        let served = self.front.on_dead(server, &self.poller);
         if self.stop_by.is_some() {
             return;
         }
@@ -403,6 +403,7 @@ impl Supervisor {
                 self.tell(&message.to_string());
             }
             ToSupervisor::Formed { .. } => {}
+            ToSupervisor::Taken { handle } => self.front.on_taken(server, handle),
             ToSupervisor::Closed { handle } => {
                 self.front.on_closed(server, handle, &self.poller);
             }
