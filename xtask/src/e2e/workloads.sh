@@ -3,7 +3,7 @@
 #   prepare                makes in $KEEP what the other parts start from
 #   trees DIR              a build, a repository and a database in DIR: the same bytes every time
 #   sums DIR               lists what `trees` left there, with modes and SHA-256
-#   torture DIR            fsx and pjdfstest in DIR
+#   torture DIR            fsx, a removed file and pjdfstest in DIR
 #
 # $KEEP is where the inputs lie, $WHO stands before each step's line, $TOOLS holds fsx and
 # pjdfstest, $SOURCES five versions of Lua, $SEED is for fsx, $INCLUDE a faster copy of the headers.
@@ -95,7 +95,8 @@ invalidate = 2
 fsync = 2
 fdatasync = 2
 sendfile = 2
-posix_fadvise = 2
+# Lets the client forget pages, so that they are read from the server again.
+posix_fadvise = 10
 copy_file_range = 2
 END
   # One commit for each version, so that the history holds changed, new and vanished files.
@@ -194,10 +195,29 @@ cases() {
   step "$(grep '^Summary' "$log")"
 }
 
+# Writes and reads a file that no name leads to any more, in DIR, and sees that nothing stays behind.
+removed() {
+  mkdir "$1"
+  exec {file}<> "$1/file"
+  rm "$1/file"
+  echo still here >&$file
+  [ "$(cat "/proc/self/fd/$file")" = 'still here' ]
+  exec {file}>&-
+  # The client removes its hidden name after the close, without anybody waiting.
+  for _ in $(seq 1 300); do
+    [ -n "$(ls -A "$1")" ] || return 0
+    sleep 0.2
+  done
+  ls -A "$1"
+  return 1
+}
+
 torture() {
   mkdir "$1/fsx" "$1/pjdfstest"
   step fsx, 10,000 operations
   "$TOOLS/fsx" -q -N 10000 -S "$SEED" -f "$KEEP/fsx.toml" -P "$1/fsx" "$1/fsx/file"
+  step a file removed while it is open
+  removed "$1/removed"
   step pjdfstest
   if [ "$WHO" = root ]; then
     cases "$1/pjdfstest" false Remounts "$KEEP/skipped"
