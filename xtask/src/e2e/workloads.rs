@@ -43,8 +43,8 @@ in_the_name_of() {
   WHO=$1 SEED=1
   shift
   export WHO SEED STARTED=$SECONDS
-  if [ "$WHO" = root ]; then bash "$WORKLOADS" "$@"
-  else SEED=1000 setpriv --reuid 1000 --regid 1000 --clear-groups bash "$WORKLOADS" "$@"
+  if [ "$WHO" = root ]; then bash "$KEEP/workloads.sh" "$@"
+  else SEED=1000 setpriv --reuid 1000 --regid 1000 --clear-groups bash "$KEEP/workloads.sh" "$@"
   fi
 }
 # pjdfstest mounts what it works on read-only now and then, so each user's torture has a mount of its
@@ -72,9 +72,12 @@ compare() {
     echo "$who, $SECONDS s: $(wc -l < /tmp/sums) lines of names, modes and SHA-256 as expected"
   done
 }
+# The other user may not enter every directory of the host that leads to the inputs.
+cp -r "$INPUTS" /tmp/inputs
+cp "$PROGRAMS/fsx" "$PROGRAMS/pjdfstest" /tmp/inputs/
+chmod -R a+rX /tmp/inputs
+export KEEP=/tmp/inputs
 mkdir -p /mnt/torture/root /mnt/torture/user
-cp -r "$KEEP/include" /tmp/include
-export INCLUDE=/tmp/include
 echo begun
 number=0
 while true; do
@@ -161,7 +164,6 @@ fn say_enough(group: &Group<'_>) -> Result<(), E2eError> {
 /// What the guest works on, made on the host, and what must come of it.
 struct Inputs {
     directory: PathBuf,
-    workloads: PathBuf,
     programs: PathBuf,
 }
 
@@ -170,11 +172,7 @@ impl Inputs {
         let tools = context.tools()?;
         let directory = context.work.join("inputs");
         doing(directory.display(), std::fs::create_dir(&directory))?;
-        let inputs = Inputs {
-            workloads: directory.join("workloads.sh"),
-            programs: tools.programs.clone(),
-            directory,
-        };
+        let inputs = Inputs { programs: tools.programs.clone(), directory };
         let exclusions = Exclusions::read(DOCUMENT)?;
         inputs.write("workloads.sh", WORKLOADS)?;
         inputs.write("pjdfstest.toml", &exclusions.rules())?;
@@ -197,7 +195,7 @@ impl Inputs {
     /// Runs a part of the workloads here.
     fn on_host(&self, part: &[&str], sources: &Path) -> Result<String, E2eError> {
         let mut command = Command::new("bash");
-        command.arg(&self.workloads).args(part).env("KEEP", &self.directory);
+        command.arg(self.directory.join("workloads.sh")).args(part).env("KEEP", &self.directory);
         command.env("WHO", "host").env("SOURCES", sources);
         Ok(capture(&mut command, HOST_PATIENCE)?)
     }
@@ -206,13 +204,12 @@ impl Inputs {
     fn script(&self, group: &Group<'_>) -> String {
         format!(
             "set -euo pipefail\n\
-             export PATH='{}' KEEP='{}' TOOLS='{}' WORKLOADS='{}'\n\
+             export PATH='{}' INPUTS='{}' PROGRAMS='{}'\n\
              mount_at() {{ mount -i -t nfs -o {}\"${{2:-}}\" 10.0.2.2:/ \"$1\"; }}\n\
              mount_at /mnt/nfs\n{GUEST}",
             std::env::var("PATH").unwrap_or_default(),
             self.directory.display(),
             self.programs.display(),
-            self.workloads.display(),
             mount_options(group),
         )
     }
