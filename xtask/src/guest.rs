@@ -42,7 +42,7 @@ const PREPARE_PATIENCE: Duration = Duration::from_secs(300);
 /// The guest's memory, in MiB: three servers and their logs fit.
 const MEMORY_MIB: u32 = 3072;
 /// What the guest prints last, followed by the script's exit status.
-const EXIT_WORD: &str = "guest-exit ";
+pub const EXIT_WORD: &str = "guest-exit ";
 
 /// The emulator's control socket, in the job's directory, and how it asks for a command.
 const CONTROL: &str = "control";

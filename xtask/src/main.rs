@@ -11,6 +11,7 @@ mod packages;
 mod process;
 mod report;
 mod suite;
+mod tools;
 mod workspace;
 
 use std::process::ExitCode;

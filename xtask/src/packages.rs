@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::guest;
 use crate::process::{on_path, run};
 
-/// What the tests need: a package, and a program that it brings.
+/// What the tests need: a package, and a program that it brings, or a file by its path.
 const NEEDED: &[(&str, &str)] = &[
     ("libnfs-utils", "nfs-ls"),
     ("qemu-system-x86", "qemu-system-x86_64"),
@@ -20,6 +20,12 @@ const NEEDED: &[(&str, &str)] = &[
     ("e2fsprogs", "mke2fs"),
     ("xz-utils", "xz"),
     ("util-linux", "setpriv"),
+    ("git", "git"),
+    ("make", "make"),
+    ("binutils", "ar"),
+    ("sqlite3", "sqlite3"),
+    ("tcc", "tcc"),
+    ("libacl1-dev", "/usr/include/sys/acl.h"),
 ];
 
 /// Whether this system's packages are Debian's.

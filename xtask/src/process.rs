@@ -321,6 +321,7 @@ pub fn on_path(program: &str) -> bool {
 }
 
 /// Where a program lies: on the search path, or where an ordinary user's path often does not look.
+/// A name that begins with a slash names the file itself.
 pub fn find_program(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

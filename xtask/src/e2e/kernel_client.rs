@@ -15,14 +15,19 @@ use crate::guest::Guest;
 /// A whole scenario in an emulated machine that shares two cores with the servers.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Bash that mounts the group at /mnt/nfs and stops at the first error.
-fn preamble(group: &Group<'_>) -> String {
+/// How the guest mounts the group, without a helper program that would fill in the rest.
+pub fn mount_options(group: &Group<'_>) -> String {
     let port = group.nfs.port();
     format!(
-        "set -euo pipefail\n\
-         mount -i -t nfs -o vers=3,proto=tcp,addr=10.0.2.2,port={port},mountport={port},\
-         mountvers=3,mountproto=tcp,nolock 10.0.2.2:/ /mnt/nfs\n"
+        "vers=3,proto=tcp,addr=10.0.2.2,port={port},mountport={port},\
+         mountvers=3,mountproto=tcp,nolock"
     )
+}
+
+/// Bash that mounts the group at /mnt/nfs and stops at the first error.
+fn preamble(group: &Group<'_>) -> String {
+    let options = mount_options(group);
+    format!("set -euo pipefail\nmount -i -t nfs -o {options} 10.0.2.2:/ /mnt/nfs\n")
 }
 
 /// Copies a tree in and out, compares, lists, renames, removes; reads as an ordinary user too.

@@ -21,7 +21,7 @@ const PROGRESS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between faults the group works undisturbed: a server that lived so long is started again after a second, one
 /// that dies over and over rests longer each time.
-const SPACING: Duration = Duration::from_secs(5);
+pub const SPACING: Duration = Duration::from_secs(5);
 
 /// kill -9 of the designated primary, again and again.
 pub fn primary_killed_nothing_lost(context: &Context<'_>) -> Result<(), E2eError> {
@@ -97,13 +97,14 @@ pub fn two_of_five_killed_nothing_lost(context: &Context<'_>) -> Result<(), E2eE
 }
 
 /// A server that was killed or stopped.
-struct Fault {
+pub struct Fault {
     server: Pid,
     name: &'static str,
     stopped: bool,
 }
 
-fn kill(group: &Group<'_>, name: &'static str) -> Result<Fault, E2eError> {
+/// kill -9 of one server.
+pub fn kill(group: &Group<'_>, name: &'static str) -> Result<Fault, E2eError> {
     let server = group.server(name)?;
     group.signal(server, Signal::KILL)?;
     Ok(Fault { server, name, stopped: false })
@@ -152,7 +153,7 @@ fn under_load(
 }
 
 /// Waits until the group is settled again: with a new process if the old one was killed.
-fn wait_home_again(group: &Group<'_>, fault: &Fault) -> Result<(), E2eError> {
+pub fn wait_home_again(group: &Group<'_>, fault: &Fault) -> Result<(), E2eError> {
     let old = fault.server.as_raw_nonzero().get();
     let home = |status: &GroupStatus| {
         let renewed = |pid: Option<i32>| fault.stopped || pid != Some(old);

@@ -15,6 +15,7 @@ mod losses;
 mod power;
 mod raw;
 mod repeats;
+mod workloads;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -26,6 +27,7 @@ use crate::guest::{GuestError, Kit};
 use crate::packages;
 use crate::process::{ProcessError, Transcript, indented};
 use crate::report::{Counts, Ending, Report};
+use crate::tools::Tools;
 use crate::workspace::Workspace;
 
 /// One end-to-end test.
@@ -39,12 +41,29 @@ pub struct Scenario {
     needs: &'static [&'static str],
     /// Whether it boots a guest.
     guest: bool,
+    /// Whether its guest works with the tools that cargo fetches.
+    tools: bool,
+    /// Whether it runs only with `--full` or when it is asked for by name.
+    only_full: bool,
     run: fn(&Context<'_>) -> Result<(), E2eError>,
 }
 
 const NFS_TOOLS: &[&str] = &["nfs-ls", "nfs-cp", "nfs-cat"];
 const EMULATOR: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod"];
 const EMULATOR_AND_DISK: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod", "mke2fs"];
+const WORKLOADS: &[&str] = &[
+    "qemu-system-x86_64",
+    "busybox",
+    "cpio",
+    "depmod",
+    "setpriv",
+    "git",
+    "make",
+    "ar",
+    "sqlite3",
+    "tcc",
+    "/usr/include/sys/acl.h",
+];
 
 /// Every scenario, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
@@ -53,6 +72,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "nfs-ls, nfs-cp and nfs-cat see what they stored, after a restart too",
         needs: NFS_TOOLS,
         guest: false,
+        tools: false,
+        only_full: false,
         run: libnfs::tools_copy_there_and_back,
     },
     Scenario {
@@ -60,6 +81,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "a request repeated after its server died gets the first reply",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: repeats::repeated_requests_run_once,
     },
     Scenario {
@@ -67,6 +90,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "random operations of several users, on a group and on the host: the same outcome",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: differential::random_operations,
     },
     Scenario {
@@ -74,6 +99,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "random operations compared with the host while the primary is killed again and again",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: differential::random_operations_under_failover,
     },
     Scenario {
@@ -81,6 +108,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "a directory of 100,000 or a million entries shows each once while others come and go",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: listing::large_directory,
     },
     Scenario {
@@ -88,6 +117,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "kill -9 of the primary under load, again and again",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: kills::primary_killed_nothing_lost,
     },
     Scenario {
@@ -95,6 +126,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "kill -9 of the backup under load, again and again",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: kills::backup_killed_nothing_lost,
     },
     Scenario {
@@ -102,6 +135,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "SIGSTOP of the primary for ten seconds under load, then SIGCONT",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: kills::primary_stopped_nothing_lost,
     },
     Scenario {
@@ -109,6 +144,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "kill -9 of every server at once under load; later of the supervisor too",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: kills::all_killed_at_once_nothing_lost,
     },
     Scenario {
@@ -116,6 +153,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "three copies and two witnesses: kill -9 of primary and backup at once under load",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: kills::two_of_five_killed_nothing_lost,
     },
     Scenario {
@@ -123,6 +162,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "all die, one server's log is gone from its disk; the others bring it back",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: losses::log_of_one_server_lost_nothing_lost,
     },
     Scenario {
@@ -130,6 +171,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "the backup's disk is emptied under load, then the primary's; each is rebuilt",
         needs: &[],
         guest: false,
+        tools: false,
+        only_full: false,
         run: losses::disk_of_a_copy_lost_it_is_rebuilt_under_load,
     },
     Scenario {
@@ -137,6 +180,8 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "Linux's own NFS client copies a tree in and out, renames, removes, as two users",
         needs: EMULATOR,
         guest: true,
+        tools: false,
+        only_full: false,
         run: kernel_client::copies_a_source_tree,
     },
     Scenario {
@@ -144,13 +189,35 @@ pub const SCENARIOS: &[Scenario] = &[
         story: "Linux's own NFS client writes while the primary is killed under it",
         needs: EMULATOR,
         guest: true,
+        tools: false,
+        only_full: false,
         run: kernel_client::rides_out_a_killed_primary,
+    },
+    Scenario {
+        name: "kernel_client_runs_real_workloads",
+        story: "build, git, SQLite, fsx and pjdfstest over Linux's own NFS client, as two users",
+        needs: WORKLOADS,
+        guest: true,
+        tools: true,
+        only_full: false,
+        run: workloads::runs_real_workloads,
+    },
+    Scenario {
+        name: "kernel_client_works_on_while_servers_are_killed",
+        story: "the same while servers are killed in turn, ten times",
+        needs: WORKLOADS,
+        guest: true,
+        tools: true,
+        only_full: true,
+        run: workloads::works_on_while_servers_are_killed,
     },
     Scenario {
         name: "power_cut_nothing_lost",
         story: "a machine with all servers loses power under load and boots again",
         needs: EMULATOR_AND_DISK,
         guest: true,
+        tools: false,
+        only_full: false,
         run: power::power_cut_nothing_lost,
     },
 ];
@@ -225,6 +292,7 @@ fn doing<T>(what: impl fmt::Display, result: io::Result<T>) -> Result<T, E2eErro
 pub struct Context<'a> {
     workspace: &'a Workspace,
     kit: Option<&'a Kit>,
+    tools: Option<&'a Tools>,
     full: bool,
     /// Where random choices begin, if that was given.
     seed: Option<u64>,
@@ -249,6 +317,11 @@ impl Context<'_> {
         self.kit.ok_or_else(|| E2eError::Wrong("this scenario is not marked as a guest's".into()))
     }
 
+    /// The test programs and sources that cargo fetched.
+    fn tools(&self) -> Result<&Tools, E2eError> {
+        self.tools.ok_or_else(|| E2eError::Wrong("this scenario is not marked for tools".into()))
+    }
+
     /// Shows the end of this transcript if the scenario fails.
     fn watch(&self, name: &str, transcript: &Transcript) {
         self.transcripts.borrow_mut().push((name.to_owned(), transcript.clone()));
@@ -271,62 +344,101 @@ pub struct Choice {
     pub names: Vec<String>,
 }
 
-/// Runs the scenarios chosen.
+/// Runs the scenarios chosen: all whose name contains one of the names, or when there is none all of them, with
+/// `full` also those that are left for it.
 pub fn run(workspace: &Workspace, report: &mut Report, choice: &Choice) {
-    let names = &choice.names;
-    let selected = |scenario: &&Scenario| {
-        names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str()))
+    let Choice { full, names, .. } = choice;
+    let named = |scenario: &Scenario| names.iter().any(|name| scenario.name.contains(name));
+    let selected = |scenario: &&Scenario| match &names[..] {
+        [] => *full || !scenario.only_full,
+        _ => named(scenario),
     };
     let chosen: Vec<&Scenario> = SCENARIOS.iter().filter(selected).collect();
     if chosen.is_empty() {
         report.step("end-to-end tests", || Ending::Failed("no scenario of that name".into()));
     }
-    let needs_kit =
-        |scenario: &&Scenario| scenario.guest && packages::lacks(scenario.needs).is_none();
-    let kit = chosen.iter().any(needs_kit).then(|| prepare_kit(workspace, report));
+    let (mut kit, mut tools) = (None, None);
     for scenario in chosen {
-        if let Some(why) = packages::lacks(scenario.needs) {
-            report.leave_out(scenario.name, &why);
-            continue;
-        }
-        let kit = match kit.as_ref().filter(|_| scenario.guest) {
-            Some(Err(why)) => {
-                report.leave_out(scenario.name, why);
-                continue;
-            }
-            Some(Ok(kit)) => Some(kit),
-            None => None,
+        let prepared = match packages::lacks(scenario.needs) {
+            Some(why) => Err(why),
+            None => prepare(scenario, workspace, report, &mut kit, &mut tools),
         };
-        report.step(scenario.name, || one(scenario, workspace, kit, choice));
+        match prepared {
+            Ok((kit, tools)) => {
+                report.step(scenario.name, || one(scenario, workspace, kit, tools, choice));
+            }
+            Err(why) => report.leave_out(scenario.name, &why),
+        }
     }
 }
 
-/// Makes the guest's kernel ready; what cannot be had leaves scenarios out.
-fn prepare_kit(workspace: &Workspace, report: &mut Report) -> Result<Kit, String> {
-    let mut kit = Err(String::new());
-    report.step("guest's kernel", || {
-        kit = Kit::prepare(&workspace.target.join("guest")).map_err(|error| error.to_string());
-        Ending::Ran(Counts::default())
+/// What was made ready for the first scenario that wants it; what cannot be had leaves scenarios
+/// out.
+type Kept<T> = Option<Result<T, String>>;
+
+/// Makes ready what the scenario's guest wants and earlier ones did not.
+fn prepare<'a>(
+    scenario: &Scenario,
+    workspace: &Workspace,
+    report: &mut Report,
+    kit: &'a mut Kept<Kit>,
+    tools: &'a mut Kept<Tools>,
+) -> Result<(Option<&'a Kit>, Option<&'a Tools>), String> {
+    let cache = workspace.target.join("guest");
+    let kit = scenario.guest.then(|| {
+        kept(kit, report, "guest's kernel", || Kit::prepare(&cache).map_err(|e| e.to_string()))
     });
-    kit
+    let tools = scenario.tools.then(|| {
+        let cache = cache.join("tools");
+        kept(tools, report, "guest's tools", || Tools::prepare(&cache).map_err(|e| e.to_string()))
+    });
+    Ok((kit.transpose()?, tools.transpose()?))
+}
+
+/// What is in the slot, made in a step of its own if nothing is.
+fn kept<'a, T>(
+    slot: &'a mut Kept<T>,
+    report: &mut Report,
+    step: &str,
+    make: impl FnOnce() -> Result<T, String>,
+) -> Result<&'a T, String> {
+    if slot.is_none() {
+        report.step(step, || {
+            *slot = Some(make());
+            Ending::Ran(Counts::default())
+        });
+    }
+    let made = slot.as_ref().ok_or_else(|| format!("{step}: not made"))?;
+    made.as_ref().map_err(String::clone)
 }
 
 /// Runs one scenario in a fresh directory, which is kept only if it fails.
-fn one(scenario: &Scenario, workspace: &Workspace, kit: Option<&Kit>, choice: &Choice) -> Ending {
+fn one(
+    scenario: &Scenario,
+    workspace: &Workspace,
+    kit: Option<&Kit>,
+    tools: Option<&Tools>,
+    choice: &Choice,
+) -> Ending {
     let work = workspace.target.join("e2e").join(scenario.name);
     if let Err(error) = fresh_directory(&work) {
         return Ending::Failed(error.to_string());
     }
     let transcripts = RefCell::default();
     let Choice { full, seed, .. } = *choice;
-    let context = Context { workspace, kit, full, seed, work, transcripts };
+    let context = Context { workspace, kit, tools, full, seed, work, transcripts };
     let result = (scenario.run)(&context);
     if let Err(error) = &result
         && !matches!(error, E2eError::NotHere(_))
     {
         let mut text = format!("{error}\n    kept: {}", context.work.display());
         for (name, transcript) in context.transcripts.borrow().iter() {
-            text.push_str(&format!("\n    last lines of {name}:{}", indented(&transcript.text())));
+            let all = transcript.text();
+            text.push_str(&format!("\n    last lines of {name}:{}", indented(&all)));
+            let file = context.work.join(format!("{name}.txt"));
+            if let Err(error) = std::fs::write(&file, all) {
+                text.push_str(&format!("\n    {}: {error}", file.display()));
+            }
         }
         return Ending::Failed(text);
     }
