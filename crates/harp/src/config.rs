@@ -29,7 +29,7 @@ pub const UNFINISHED_NAME: &str = "harp.toml.new";
 /// Bytes of a configuration file at most.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The shortest segment that the longest record fits into.
-const SEGMENT_MIN: u64 = ((RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).next_power_of_two();
+pub const SEGMENT_MIN: u64 = ((RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).next_power_of_two();
 /// Bytes of an image that a copy hands over at once to one that lost its own: a few milliseconds of reading.
 const IMAGE_PART_BYTES: usize = 1 << 20;
 

@@ -22,10 +22,12 @@ pub mod links;
 pub mod logdisk;
 pub mod netbuf;
 pub mod poller;
+pub mod reserve;
 pub mod ringmem;
 pub mod segments;
 pub mod server;
 pub mod serverdir;
+pub mod space;
 pub mod status;
 #[cfg(test)]
 mod testdir;

@@ -22,6 +22,7 @@ use crate::control::{self, Packet, ToSupervisor};
 use crate::error::HarpError;
 use crate::front::Front;
 use crate::http::{self, Http};
+use crate::reserve::left_bytes;
 use crate::poller::{Interest, Poller, Source};
 use crate::server::{raise_descriptor_limit, signals};
 use crate::serverdir;
@@ -81,13 +82,19 @@ fn free_peer_addresses(count: usize) -> Result<Vec<SocketAddr>, HarpError> {
     Ok(free)
 }
 
-/// What each copy may hold: four fifths of the disk's free space, shared by all copies.
-fn capacity_bytes(dir: &Path, copies: u8) -> Result<u64, HarpError> {
-    let space = rustix::fs::statvfs(dir)
-        .map_err(|error| HarpError::file("look at the free space of", dir, error))?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
+/// What fits a disk with `free` bytes: each copy may hold its share of four fifths, and on a small disk the logs
+/// and what is kept for need are small, so that they leave three quarters to the files.
+fn tuning(free: u64, servers: usize, copies: u8) -> Tuning {
+    let mut tuning = Tuning::default();
+    let takes = |t: &Tuning| servers as u64 * (2 * t.ring_bytes + 8 * t.segment_bytes);
+    while takes(&tuning) > free / 4 && tuning.segment_bytes > SEGMENT_MIN {
+        tuning.ring_bytes /= 2;
+        tuning.segment_bytes /= 2;
+        tuning.checkpoint_bytes /= 2;
+    }
     let share = free / 5 * 4 / copies as u64;
-    Ok((share & !0xf_ffff).max(CAPACITY_BYTES_MIN))
+    tuning.capacity_bytes = (share & !0xf_ffff).max(CAPACITY_BYTES_MIN);
+    tuning
 }
 
 /// A new local group's configuration, with fresh identities and keys.
@@ -98,6 +105,8 @@ pub fn new_config(
     admin: SocketAddr,
 ) -> Result<Config, HarpError> {
     let servers = (Shape { n: copies - 1 }).servers().count();
+    let free = left_bytes(dir)
+        .map_err(|error| HarpError::file("look at the free space of", dir, error))?;
     Ok(Config {
         file: dir.join(FILE_NAME),
         name: "harp".into(),
@@ -109,7 +118,7 @@ pub fn new_config(
         nfs,
         admin,
         peers: free_peer_addresses(servers)?,
-        tuning: Tuning { capacity_bytes: capacity_bytes(dir, copies)?, ..Tuning::default() },
+        tuning: tuning(free, servers, copies),
     })
 }
 

@@ -14,11 +14,13 @@ mod peers;
 mod rebuild;
 mod record;
 mod serve;
+mod space;
 
 pub use api::*;
 pub use boot::BootError;
 pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
+pub use space::{blocks_ahead, image_room};
 
 // The types that a world needs, so that it depends on this crate alone.
 pub use {harp_fs as fs, harp_log as log, harp_store as store, harp_vr as vr, harp_wire as wire};

@@ -12,6 +12,7 @@ mod planted;
 mod primary;
 mod rebuild;
 mod replica;
+mod room;
 pub mod types;
 
 pub use codec::CodecError;
@@ -20,4 +21,5 @@ pub use durable::Durable;
 pub use message::*;
 pub use planted::Planted;
 pub use replica::{Action, ConfigurationChange, LogFacts, Records, Replica, Settings, Start};
+pub use room::Room;
 pub use types::*;

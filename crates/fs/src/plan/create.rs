@@ -170,6 +170,7 @@ fn add(
     let mut dir = before;
     check(access::allows(&dir.inode, &who, access::WRITE), Status::Access)?;
     check(counts.used_inodes < volume.capacity_inodes, Status::NoSpc)?;
+    check(p.context.room.grows, Status::NoSpc)?;
     check(set.size.is_none_or(|size| size <= FILE_SIZE_MAX), Status::FBig)?;
     judge_times(set)?;
     if sort.kind == FileType::Directory {

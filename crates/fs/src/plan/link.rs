@@ -56,6 +56,7 @@ fn add(
     let writable = access::allows(&before.inode, &p.context.credential, access::WRITE);
     check(writable, Status::Access)?;
     check(file.inode.nlink < LINK_MAX, Status::MLink)?;
+    check(p.context.room.grows, Status::NoSpc)?;
     let (mut dir, mut linked) = (before, file);
     linked.inode.nlink += 1;
     linked.inode.ctime = p.context.now;
