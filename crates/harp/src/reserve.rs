@@ -109,9 +109,12 @@ impl Reserve {
         Ok(())
     }
 
-    /// Gives one part up. False: there is none, or it cannot be removed.
-    pub fn give_up(&self) -> bool {
+    /// Gives one part up, if more than `kept` are there. False: there are not, or it cannot be removed.
+    fn give_up(&self, kept: u64) -> bool {
         let mut held = self.held();
+        if held.len() as u64 <= kept {
+            return false;
+        }
         let Some(number) = held.pop_last() else { return false };
         // A file system may keep the space until the removal is durable.
         std::fs::remove_file(self.path(number)).and_then(|()| sync_dir(&self.dir)).is_ok()
@@ -122,10 +125,11 @@ impl Reserve {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// For the store: gives up parts while there are any.
+    /// For the store: gives up parts down to half of the reserve. The rest is the log's: what the store took it
+    /// does not give back even when its files are removed.
     pub fn for_store(self: &Arc<Reserve>) -> MakeRoom {
         let reserve = self.clone();
-        Arc::new(move || reserve.give_up())
+        Arc::new(move || reserve.give_up(reserve.parts / 2))
     }
 
     /// For the log: gives up parts while there are any, then waits. Until there is room again the log is a slow
@@ -133,7 +137,7 @@ impl Reserve {
     pub fn for_log(self: &Arc<Reserve>) -> MakeRoom {
         let reserve = self.clone();
         Arc::new(move || {
-            if reserve.give_up() {
+            if reserve.give_up(0) {
                 return true;
             }
             std::thread::sleep(WAIT);
@@ -169,13 +173,14 @@ mod tests {
     fn parts_are_made_with_clearance_given_up_one_by_one_and_made_again() {
         let dir = TestDir::new("reserve");
         let reserve = Arc::new(Reserve::open(dir.path(), PART, 3).expect("opens"));
-        assert!(!reserve.give_up(), "nothing is there yet");
+        assert!(!reserve.give_up(0), "nothing is there yet");
         reserve.fill(|| Ok(5 * PART - 1)).expect("looks");
         assert_eq!(reserve.held_bytes(), 0, "too little room");
         reserve.fill(|| Ok(5 * PART)).expect("makes");
         assert_eq!((reserve.held_bytes(), files(&dir)), (3 * PART, 3));
         let give = reserve.for_store();
-        assert_eq!([give(), give(), give(), give()], [true, true, true, false]);
+        assert_eq!([give(), give(), give()], [true, true, false], "half is the log's");
+        assert!(reserve.for_log()());
         assert_eq!(files(&dir), 0);
         reserve.fill(|| Ok(u64::MAX)).expect("makes");
         assert_eq!(reserve.held_bytes(), reserve.whole_bytes());

@@ -124,6 +124,8 @@ impl Watch {
         let log = free >= whole / 4 + again;
         let Some(image) = &self.image else { return Ok(log) };
         let spare = image.engine().space().map_err(io::Error::other)?.spare_bytes;
-        Ok(log && free.saturating_add(spare) >= whole / 2 + self.metadata_step / 2 + again)
+        // Half of the reserve is the log's; a quarter is for what is on its way, and for removes.
+        let needed = whole / 4 * 3 + self.metadata_step / 2;
+        Ok(log && free.saturating_add(spare) >= needed + again)
     }
 }

@@ -17,13 +17,15 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::children::{Children, Death, Pauses};
 use crate::clock::{NANOS_PER_MS, steady};
-use crate::config::{Config, FILE_NAME, Lock, Tuning, UNFINISHED_NAME, durability_name};
+use crate::config::{
+    Config, FILE_NAME, Lock, SEGMENT_MIN, Tuning, UNFINISHED_NAME, durability_name,
+};
 use crate::control::{self, Packet, ToSupervisor};
 use crate::error::HarpError;
 use crate::front::Front;
 use crate::http::{self, Http};
-use crate::reserve::left_bytes;
 use crate::poller::{Interest, Poller, Source};
+use crate::reserve::left_bytes;
 use crate::server::{raise_descriptor_limit, signals};
 use crate::serverdir;
 
@@ -405,5 +407,21 @@ impl Supervisor {
             self.ready = true;
             say("ready");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_disk_gets_a_small_log_and_a_large_one_the_usual() {
+        let (small, large) = (tuning(1400 << 20, 3, 2), tuning(1 << 40, 3, 2));
+        let usual = Tuning { capacity_bytes: large.capacity_bytes, ..Tuning::default() };
+        assert_eq!(large, usual);
+        assert!(3 * (2 * small.ring_bytes + 8 * small.segment_bytes) <= 350 << 20);
+        let tiny = tuning(1 << 20, 5, 3);
+        assert_eq!(tiny.segment_bytes, SEGMENT_MIN);
+        assert!(tiny.ring_bytes >= 2 * tiny.segment_bytes && tiny.checkpoint_bytes >= 1 << 20);
     }
 }

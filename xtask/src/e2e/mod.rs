@@ -4,6 +4,7 @@
 //! Invariant: a scenario leaves no process behind, and no directory unless it failed.
 //! Source: docs/testing.md.
 
+mod full_disk;
 mod group;
 mod kernel_client;
 mod kills;
@@ -41,6 +42,8 @@ pub struct Scenario {
 }
 
 const NFS_TOOLS: &[&str] = &["nfs-ls", "nfs-cp", "nfs-cat"];
+/// Programs that mount a file system; root alone may.
+const MOUNT_TOOLS: &[&str] = &["mke2fs", "mount", "umount"];
 const EMULATOR: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod"];
 const EMULATOR_AND_DISK: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod", "mke2fs"];
 
@@ -108,6 +111,13 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[],
         guest: false,
         run: losses::disk_of_a_copy_lost_it_is_rebuilt_under_load,
+    },
+    Scenario {
+        name: "full_disk_refuses_writes_and_lets_removes_go_on",
+        story: "others fill the disk under a group, then it does so itself; nothing ends, removes work",
+        needs: MOUNT_TOOLS,
+        guest: false,
+        run: full_disk::full_disk_refuses_writes_and_lets_removes_go_on,
     },
     Scenario {
         name: "kernel_client_copies_a_source_tree",
@@ -246,7 +256,9 @@ pub fn run(workspace: &Workspace, report: &mut Report, full: bool, names: &[Stri
         |scenario: &&Scenario| scenario.guest && packages::lacks(scenario.needs).is_none();
     let kit = chosen.iter().any(needs_kit).then(|| prepare_kit(workspace, report));
     for scenario in chosen {
-        if let Some(why) = packages::lacks(scenario.needs) {
+        let mounts = scenario.needs.contains(&"mount");
+        let not_root = (mounts && !rustix::process::geteuid().is_root()).then(|| "not root".into());
+        if let Some(why) = packages::lacks(scenario.needs).or(not_root) {
             report.leave_out(scenario.name, &why);
             continue;
         }
