@@ -88,8 +88,9 @@ impl Stage {
 
     /// The same with stores that can grow to so many blocks.
     pub fn with_store(n: u8, blocks: u64) -> Stage {
-        let calm = Profile::calm(Wish::new(1, n, 0));
-        Stage::of(Profile { store_blocks: blocks, ..calm }).formed()
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.store_blocks = blocks;
+        Stage::of(profile).formed()
     }
 
     fn formed(mut self) -> Stage {
