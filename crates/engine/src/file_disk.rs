@@ -5,9 +5,11 @@
 //! are allocated on disk.
 //! Source: docs/disk-format.md; rules 8 and 13.
 
+use crate::make_room::{MakeRoom, nothing_to_give_up};
 use harp_store::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Damage, Disk, StoreError};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev};
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -39,7 +41,6 @@ struct Segment {
 }
 
 /// Segment files in a directory, used by this process alone.
-#[derive(Debug)]
 pub struct FileDisk {
     dir: PathBuf,
     segment_blocks: u64,
@@ -50,8 +51,16 @@ pub struct FileDisk {
     direct: AtomicBool,
     /// Aligned memory through which direct writes go.
     bounce: Mutex<Vec<Page>>,
+    /// Asked when the file system is full and a checkpoint needs space.
+    make_room: MakeRoom,
     /// Set by a failed sync, for ever.
     failed: AtomicBool,
+}
+
+impl fmt::Debug for FileDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileDisk({}, {} blocks)", self.dir.display(), self.blocks())
+    }
 }
 
 /// Memory that every disk takes direct writes from.
@@ -96,8 +105,14 @@ impl FileDisk {
             growth: Mutex::new(()),
             direct: AtomicBool::new(false),
             bounce: Mutex::new(Vec::new()),
+            make_room: nothing_to_give_up(),
             failed: AtomicBool::new(false),
         })
+    }
+
+    /// Asks `make_room` when a checkpoint needs space that the file system does not have.
+    pub fn with_room(self, make_room: MakeRoom) -> FileDisk {
+        FileDisk { make_room, ..self }
     }
 
     /// Says whether writes pass the page cache by (false when opened). It saves a copy's memory
@@ -168,7 +183,12 @@ impl FileDisk {
         self.synced(synced, "a full data segment")?;
         let path = segment_path(&self.dir, index);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(fault("making a data segment"))?;
+        let file = file.map_err(|source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                StoreError::Full { what: "file data" }
+            }
+            _ => StoreError::io("making a data segment", source),
+        })?;
         let synced = file.sync_all().and_then(|()| File::open(&self.dir)?.sync_all());
         self.synced(synced, "a new data segment")?;
         let segment = Arc::new(Segment::new(file, &path));
@@ -336,6 +356,10 @@ impl Disk for FileDisk {
             segment.extend(offset, offset + step * BLOCK_BYTES_U64)?;
             self.blocks.store(have + step, Ordering::Release);
         }
+    }
+
+    fn make_room(&self) -> bool {
+        (self.make_room)()
     }
 
     fn read(&self, position: u64, out: &mut [u8]) -> Result<(), StoreError> {

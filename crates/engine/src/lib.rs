@@ -6,9 +6,11 @@
 
 mod file_disk;
 mod lmdb;
+mod make_room;
 
 pub use file_disk::{FileDisk, SEGMENT_BLOCKS};
 pub use lmdb::{LmdbEngine, LmdbOptions, LmdbSnapshot};
+pub use make_room::{MakeRoom, nothing_to_give_up};
 
 #[cfg(test)]
 mod scratch {

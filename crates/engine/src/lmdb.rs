@@ -10,6 +10,7 @@
 //! space is taken ahead of use in steps of `reserve_bytes`, so that a full disk shows before a
 //! commit begins and not in its middle.
 
+use crate::make_room::{MakeRoom, nothing_to_give_up};
 use harp_store::{
     Batch, Damage, Engine, EngineSpace, Entry, Fill, KEY_BYTES_MAX, Show, Snapshot, StoreError,
     Table, VALUE_BYTES_MAX, Walk,
@@ -57,6 +58,8 @@ pub struct LmdbEngine {
     /// The data file, to reserve space in.
     file: File,
     reserve_bytes: u64,
+    /// Asked when the file system is full.
+    make_room: MakeRoom,
     /// Bytes of the data file that the disk has room for already.
     reserved: Mutex<u64>,
     /// Set by a failed commit, for ever.
@@ -119,6 +122,15 @@ impl LmdbEngine {
     ///
     /// Errors: `Io`, `Full` if not even the reserve fits, `Damaged` if LMDB refuses the file.
     pub fn open(dir: &Path, options: LmdbOptions) -> Result<LmdbEngine, StoreError> {
+        LmdbEngine::open_with(dir, options, nothing_to_give_up())
+    }
+
+    /// The same; asks `make_room` when a commit needs space that the file system does not have.
+    pub fn open_with(
+        dir: &Path,
+        options: LmdbOptions,
+        make_room: MakeRoom,
+    ) -> Result<LmdbEngine, StoreError> {
         let path = dir.join("data.mdb");
         let there = match path.metadata() {
             Ok(metadata) => usize::try_from(metadata.len()).unwrap_or(usize::MAX),
@@ -146,6 +158,7 @@ impl LmdbEngine {
             tables,
             file,
             reserve_bytes: options.reserve_bytes,
+            make_room,
             reserved: Mutex::new(0),
             failed: AtomicBool::new(false),
         };
@@ -158,22 +171,46 @@ impl LmdbEngine {
         (used_bytes(&self.env), self.env.info().map_size as u64)
     }
 
-    /// Takes disk space ahead of the next commit.
+    /// Takes disk space ahead of the next commit: a whole step if there is room for it, else half a step, for
+    /// which something else may be given up, else what a quarter of a step holds must do.
     fn reserve(&self) -> Result<(), StoreError> {
         let (used, map) = self.sizes();
         let mut reserved = self.reserved.lock().expect("no holder of this lock panics");
+        let ahead = |part: u64| map.min(used + self.reserve_bytes / part);
         // Half a step left is still more than a commit needs.
-        if *reserved >= map.min(used + self.reserve_bytes / 2) {
+        if *reserved >= ahead(2) {
             return Ok(());
         }
-        let wanted = map.min(used + self.reserve_bytes);
-        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, wanted) {
-            // Where a file system cannot reserve, a full disk ends in a failed commit.
-            Ok(()) | Err(Errno::OPNOTSUPP) => *reserved = wanted,
-            Err(Errno::NOSPC | Errno::DQUOT) => return Err(StoreError::Full { what: "metadata" }),
-            Err(errno) => return Err(StoreError::io("reserving space for metadata", errno.into())),
+        let mut wanted = ahead(1);
+        loop {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, wanted) {
+                // Where a file system cannot reserve, a full disk ends in a failed commit.
+                Ok(()) | Err(Errno::OPNOTSUPP) => break,
+                Err(Errno::NOSPC | Errno::DQUOT) if wanted > ahead(2) => wanted = ahead(2),
+                Err(Errno::NOSPC | Errno::DQUOT) if (self.make_room)() => {}
+                Err(Errno::NOSPC | Errno::DQUOT) if wanted > ahead(4) => wanted = ahead(4),
+                Err(Errno::NOSPC | Errno::DQUOT) => {
+                    return Err(StoreError::Full { what: "metadata" });
+                }
+                Err(errno) => {
+                    return Err(StoreError::io("reserving space for metadata", errno.into()));
+                }
+            }
         }
+        *reserved = wanted.max(*reserved);
         Ok(())
+    }
+
+    /// Bytes of pages that hold something.
+    fn live_bytes(&self) -> Result<u64, StoreError> {
+        let measuring = |e| error("measuring metadata", e);
+        let txn = self.env.read_txn().map_err(measuring)?;
+        let mut pages = 0;
+        for table in &self.tables {
+            let stat = table.stat(&txn).map_err(measuring)?;
+            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        }
+        Ok(pages as u64 * u64::from(self.env.stat().page_size))
     }
 
     fn check_alive(&self) -> Result<(), StoreError> {
@@ -237,7 +274,9 @@ impl Engine for LmdbEngine {
 
     fn space(&self) -> Result<EngineSpace, StoreError> {
         let (used_bytes, limit_bytes) = self.sizes();
-        Ok(EngineSpace { used_bytes, limit_bytes })
+        let reserved = *self.reserved.lock().expect("no holder of this lock panics");
+        let spare_bytes = reserved.max(used_bytes).saturating_sub(self.live_bytes()?);
+        Ok(EngineSpace { used_bytes, spare_bytes, limit_bytes })
     }
 }
 

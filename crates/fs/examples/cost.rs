@@ -13,7 +13,7 @@ use harp_fs::handle::Volume;
 use harp_fs::inode::ROOT;
 use harp_fs::key;
 use harp_fs::need::{ImageError, ImageReader};
-use harp_fs::plan::{Context, Planned, plan};
+use harp_fs::plan::{Context, Planned, Room, plan};
 use harp_fs::request::{
     CreateHow, Credential, DirName, HandleBytes, Request, Response, SetAttr, Time,
 };
@@ -111,7 +111,8 @@ impl Bench {
             let log = Ring(past);
             let now =
                 Time { seconds: 2 + (self.op >> 20) as u32, nanos: self.op as u32 & 0xf_ffff };
-            let context = Context { credential, now, volume: &self.volume, log: &log };
+            let context =
+                Context { credential, now, volume: &self.volume, log: &log, room: Room::ENDLESS };
             self.data.clear();
             match plan(&mut self.shadow, request, &context, room, &mut self.data, &mut needs) {
                 Planned::Record { response, effects_len } => {

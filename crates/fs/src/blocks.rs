@@ -119,6 +119,11 @@ impl Blocks {
         &self.slots
     }
 
+    /// Blocks that a checkpoint may write.
+    pub fn count(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
     pub fn files(&self) -> &[FileSlot] {
         &self.files
     }

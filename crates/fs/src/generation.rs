@@ -67,6 +67,11 @@ impl Generation {
         (self.objects.bytes_used() + self.names.bytes_used() + self.blocks.bytes_used()) as u64
     }
 
+    /// Blocks of file data that changed: so many a checkpoint writes at most.
+    pub fn changed_blocks(&self) -> u64 {
+        self.blocks.count()
+    }
+
     /// Bytes of the records' effects that went into it; it may refer to any of them.
     pub fn effect_bytes(&self) -> u64 {
         self.effect_bytes

@@ -4,6 +4,7 @@ mod common;
 
 use common::model::Who;
 use common::{World, made, mode, root, status, user};
+use harp_fs::plan::Room;
 use harp_fs::request::{
     CreateHow, DirName, FileType, Request, Response, SetAttr, SetTime, Status, Time,
 };
@@ -269,6 +270,48 @@ fn full_volume_refuses_writes_and_allows_removes() {
     let reply = world.call(&root(), &Request::FsStat { handle: &top }).response;
     let Response::FsStat { ok: Some(stat), .. } = reply else { panic!() };
     assert_eq!((stat.total_bytes, stat.free_bytes), (40_960, 0));
+}
+
+/// What needs space is refused when the group has none, whatever the volume may hold; the rest goes on.
+#[test]
+fn full_group_refuses_what_needs_space_and_allows_the_rest() {
+    let (mut world, top) = open_world();
+    let file = world.create(&root(), &top, b"f", 0o644);
+    assert_eq!(world.write(&root(), &file, 0, &[1; 8192]), Status::Ok);
+    world.room = Room { blocks: 2, free_blocks: 5, grows: true };
+    assert_eq!(world.write(&root(), &file, 0, &[2; 8192]), Status::Ok);
+    assert_eq!(
+        world.write(&root(), &file, 1, &[2; 8192]),
+        Status::NoSpc,
+        "a third block is touched"
+    );
+    let reply = world.call(&root(), &Request::FsStat { handle: &top }).response;
+    let Response::FsStat { ok: Some(stat), .. } = reply else { panic!() };
+    assert_eq!(stat.free_bytes, 5 * 4096);
+
+    world.room = Room { grows: false, ..Room::ENDLESS };
+    let made = |name| DirName { dir: &top, name };
+    let size = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+    let how = CreateHow::Guarded(SetAttr::default());
+    let refused = [
+        Request::Create { what: made(b"g"), how },
+        Request::MkDir { what: made(b"g"), set: SetAttr::default() },
+        Request::SymLink { what: made(b"g"), set: SetAttr::default(), target: b"f" },
+        Request::Link { handle: &file, to: made(b"g") },
+        Request::Rename { from: made(b"f"), to: made(b"g") },
+        Request::SetAttr { handle: &file, set: size(8193), guard: None },
+        Request::Write { handle: &file, offset: 0, count: 1, stable: 2, data: b"x" },
+    ];
+    for request in &refused {
+        assert_eq!(call(&mut world, &root(), request), Status::NoSpc, "{request:?}");
+    }
+    let how = CreateHow::Guarded(SetAttr::default());
+    let exists = Request::Create { what: made(b"f"), how };
+    assert_eq!(call(&mut world, &root(), &exists), Status::Exist, "other failures come first");
+    assert_eq!(set(&mut world, &root(), &file, mode(0o600)), Status::Ok);
+    assert_eq!(set(&mut world, &root(), &file, size(100)), Status::Ok);
+    assert_eq!(world.remove(&root(), &top, b"f"), Status::Ok);
+    world.settle();
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::configtext::{access_times_name, squash_name};
 use crate::error::HarpError;
 
 /// The shortest segment that the longest record fits into.
-const SEGMENT_MIN: u64 = ((RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).next_power_of_two();
+pub const SEGMENT_MIN: u64 = ((RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).next_power_of_two();
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

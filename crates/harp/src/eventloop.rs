@@ -9,9 +9,10 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use harp_node::log::{DiskCommand, DiskDone, Ring};
-use harp_node::vr::Nanos;
+use harp_node::vr::{Nanos, Room};
 use harp_node::{ConnId, Event, Node, Notice, Output, StoreDone, StoreJob};
 
 use crate::admin::{Admins, Answer, Asked, Request, ServerStatus, digest_answer};
@@ -24,6 +25,7 @@ use crate::handshake::Purpose;
 use crate::links::{Arrival, Links};
 use crate::poller::{Interest, Poller, Ready, Source};
 use crate::relay::{self, NOT_SERVING, ORIGIN_BYTES, Relays, TAKEN};
+use crate::reserve::Reserve;
 use crate::worker::{Bell, Worker};
 
 /// Messages for the supervisor that wait for room in its socket. Beyond this, remarks are dropped;
@@ -39,6 +41,9 @@ const LONG_TURN: u64 = 50_000_000;
 /// How long the loop looks for more work before it sleeps (nanoseconds).
 const LINGER: u64 = 15_000;
 
+/// How often (nanoseconds) it is looked what room there is.
+const SPACE_PAUSE: u64 = 100_000_000;
+
 /// The threads that a node's wishes go to.
 pub struct Workers {
     /// Rings when any of them has results.
@@ -47,6 +52,8 @@ pub struct Workers {
     pub log: Worker<DiskCommand, DiskDone>,
     /// The store's reads, checkpoints and digests; `None` at a witness.
     pub store: Option<StoreWorkers>,
+    /// Looks what room there is.
+    pub space: Worker<(), std::io::Result<Room>>,
 }
 
 /// The threads of a copy's store.
@@ -73,6 +80,8 @@ pub struct Parts {
     pub ring: Ring,
     /// Its threads.
     pub workers: Workers,
+    /// The disk space that it keeps for need.
+    pub reserve: Arc<Reserve>,
     /// Its links.
     pub links: Links,
     /// Its admin socket.
@@ -107,6 +116,11 @@ pub struct EventLoop {
     unsent: std::collections::VecDeque<ToSupervisor>,
     disk_done: Vec<DiskDone>,
     store_done: Vec<StoreDone>,
+    space_done: Vec<std::io::Result<Room>>,
+    /// When to look what room there is; `None` while that is under way.
+    space_at: Option<Nanos>,
+    /// It was told that looking fails.
+    space_told: bool,
     broken: Vec<ConnId>,
     end: Option<End>,
 }
@@ -128,6 +142,9 @@ impl EventLoop {
             unsent: Default::default(),
             disk_done: Vec::new(),
             store_done: Vec::new(),
+            space_done: Vec::new(),
+            space_at: Some(Nanos(0)),
+            space_told: false,
             broken: Vec::new(),
             end: None,
         })
@@ -172,6 +189,8 @@ impl EventLoop {
             self.turn()?;
             if let Some(end) = self.end.take() {
                 self.tell_now();
+                // A log that waits for room waits no longer.
+                self.parts.reserve.stop();
                 return Ok(end);
             }
         }
@@ -198,6 +217,7 @@ impl EventLoop {
         if now.steady >= self.wake_at {
             self.parts.node.step(now, Event::Tick, &mut self.out);
         }
+        self.look_at_space(now.steady);
         self.parts.node.finish(clock::now(), &mut self.out);
         self.carry_out(now.steady);
         let took = clock::steady().since(woke);
@@ -323,6 +343,7 @@ impl EventLoop {
 
     /// Feeds the results of all threads.
     fn on_bell(&mut self) {
+        self.on_space();
         let Parts { node, workers, .. } = &mut self.parts;
         workers.log.take_done(&mut self.disk_done);
         for done in self.disk_done.drain(..) {
@@ -333,6 +354,33 @@ impl EventLoop {
             worker.take_done(&mut self.store_done);
             for done in self.store_done.drain(..) {
                 node.step(clock::now(), Event::Store(done), &mut self.out);
+            }
+        }
+    }
+
+    /// Every now and then a thread looks what room there is. The loop wakes often enough by itself.
+    fn look_at_space(&mut self, now: Nanos) {
+        if self.space_at.is_some_and(|at| at <= now) {
+            self.space_at = None;
+            self.parts.workers.space.give(std::iter::once(()));
+        }
+    }
+
+    fn on_space(&mut self) {
+        self.parts.workers.space.take_done(&mut self.space_done);
+        while let Some(looked) = self.space_done.pop() {
+            self.space_at = Some(clock::steady().plus(SPACE_PAUSE));
+            match looked {
+                Ok(room) => {
+                    let event = Event::Space { room };
+                    self.parts.node.step(clock::now(), event, &mut self.out);
+                }
+                Err(error) if !self.space_told => {
+                    self.space_told = true;
+                    let text = format!("cannot look what room the disk has: {error}");
+                    self.tell(ToSupervisor::Remark { text });
+                }
+                Err(_) => {}
             }
         }
     }

@@ -34,11 +34,13 @@ pub mod offline;
 pub mod operator;
 pub mod poller;
 pub mod relay;
+pub mod reserve;
 pub mod ringmem;
 pub mod rpcbind;
 pub mod segments;
 pub mod server;
 pub mod serverdir;
+pub mod space;
 pub mod status;
 #[cfg(test)]
 mod testdir;

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use harp_engine::MakeRoom;
 use harp_node::log::{DiskError, LogDisk, LogPos, SLOT_BYTES, SlotFile, head_begin};
 
 use crate::aligned::{Aligned, DIRECT_ALIGN};
@@ -84,6 +85,11 @@ impl FileLogDisk {
             lost: false,
             bounce: None,
         })
+    }
+
+    /// From now on `make_room` is asked when the file system has no room for a segment.
+    pub fn with_room(self, make_room: MakeRoom) -> FileLogDisk {
+        FileLogDisk { segments: self.segments.with_room(make_room), ..self }
     }
 
     fn number_of(&self, at: LogPos) -> u64 {

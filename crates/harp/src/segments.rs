@@ -15,12 +15,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+use harp_engine::{MakeRoom, nothing_to_give_up};
 use harp_node::log::DiskError;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::aligned::{Aligned, DIRECT_ALIGN};
 use crate::logdisk::failed;
+use crate::reserve::is_full;
 use crate::worker::Pace;
 
 /// Zeros are written in pieces of this size, so that the log's own writes get in between.
@@ -52,6 +54,8 @@ pub struct Segments {
     /// Numbers that the heads on disk may cover; `None` before they are known: nothing is free.
     covered: Option<Range<u64>>,
     ahead: Option<(u64, JoinHandle<io::Result<()>>)>,
+    /// Asked when the file system is full.
+    make_room: MakeRoom,
 }
 
 /// Makes the names in a directory durable.
@@ -191,7 +195,13 @@ impl Segments {
             open: BTreeMap::new(),
             covered: None,
             ahead: None,
+            make_room: nothing_to_give_up(),
         })
+    }
+
+    /// From now on `make_room` is asked when the file system has no room for a segment.
+    pub fn with_room(self, make_room: MakeRoom) -> Segments {
+        Segments { make_room, ..self }
     }
 
     /// The file of a segment.
@@ -213,10 +223,30 @@ impl Segments {
 
     /// The list names what is there from now on; what is lost is of no use any more.
     pub fn accept_loss(&mut self) -> Result<(), DiskError> {
-        self.settle()?;
-        let list = self.dir.join(LIST);
-        write_list(&self.dir, &self.present).map_err(|error| failed("write", &list, &error))?;
-        self.listed = Some(self.present.clone());
+        self.making_room(|segments| {
+            segments.settle()?;
+            let list = segments.dir.join(LIST);
+            let wrote = write_list(&segments.dir, &segments.present);
+            wrote.map_err(|error| failed("write", &list, &error))?;
+            segments.listed = Some(segments.present.clone());
+            Ok(())
+        })
+    }
+
+    /// Tries something that only prepares, again while it lacks space and some can be had. What it left half done
+    /// is looked at anew.
+    fn making_room(
+        &mut self,
+        prepare: impl Fn(&mut Segments) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        while let Err(error) = prepare(self) {
+            if !is_full(error.os_code) || !(self.make_room)() {
+                return Err(error);
+            }
+            assert!(self.ahead.is_none(), "preparing waits for what is prepared ahead");
+            let looked = look(&self.dir);
+            self.present = looked.map_err(|error| failed("look into", &self.dir, &error))?;
+        }
         Ok(())
     }
 
@@ -243,8 +273,14 @@ impl Segments {
     /// A segment to be written, made if it does not exist.
     pub fn provide(&mut self, number: u64) -> Result<&Segment, DiskError> {
         if !self.is_listed(number) {
-            self.settle()?;
+            self.making_room(|segments| segments.prepare(number))?;
         }
+        let segment = self.get(number)?;
+        Ok(segment.expect("just provided"))
+    }
+
+    fn prepare(&mut self, number: u64) -> Result<(), DiskError> {
+        self.settle()?;
         if !self.present.contains(&number) {
             let provision = self.plan(number);
             let path = self.path(number);
@@ -253,8 +289,7 @@ impl Segments {
         } else if !self.is_listed(number) {
             self.accept_loss()?; // it got its name, and then the process ended
         }
-        let segment = self.get(number)?;
-        Ok(segment.expect("just provided"))
+        Ok(())
     }
 
     fn is_listed(&self, number: u64) -> bool {

@@ -28,9 +28,11 @@ use crate::lock::Lock;
 use crate::logdisk::FileLogDisk;
 use crate::poller::Poller;
 use crate::relay::Relays;
+use crate::reserve::Reserve;
 use crate::ringmem::RingMapping;
 use crate::rpcbind::{self, Registration};
 use crate::serverdir::{self, Contents};
+use crate::space::{Watch, reserve_parts};
 use crate::worker::{Bell, Courtesy, Pace, Worker};
 
 /// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
@@ -123,8 +125,12 @@ fn boot(
     let dir = config.server_dir(me);
     let settings = config.settings(me);
     let tuning = &config.tuning;
+    let (part_bytes, parts) = reserve_parts(tuning);
+    let reserve = Reserve::open(&dir, part_bytes, parts).map(Arc::new);
+    let reserve = reserve.map_err(|error| HarpError::file("open the reserve in", &dir, error))?;
     let mut disk = FileLogDisk::open(&dir, tuning.segment_bytes, tuning.segments_max)
-        .map_err(|error| HarpError::file("open the log in", &dir, error))?;
+        .map_err(|error| HarpError::file("open the log in", &dir, error))?
+        .with_room(reserve.for_log());
     check_view_file(config, me, &mut disk)?;
     let mapping = Arc::new(RingMapping::new(tuning.ring_bytes as usize)?);
     let ring = Ring::new(mapping.clone());
@@ -136,14 +142,18 @@ fn boot(
         })
         .map_err(|error| HarpError::io("start a thread", error))?;
     let image = match settings.shape.is_copy(me) {
-        true => Some(image::open(&dir.join("store"), &config.id, settings.capacity_blocks)?),
+        true => {
+            let make_room = reserve.for_store();
+            Some(image::open(&dir.join("store"), tuning, &config.id, make_room)?)
+        }
         false => None,
     };
     let state = image.as_ref().map(image_state).transpose();
     let state = state.map_err(|error| HarpError::Fatal { why: format!("the image: {error}") })?;
     let node = Node::boot(settings, &mut disk, state, ring.clone(), clock::now)
         .map_err(|error| cannot_boot(config, me, error))?;
-    let workers = start_workers(disk, image, &ring)?;
+    let watch = Watch::new(config, me, reserve.clone(), image.clone());
+    let workers = start_workers(disk, image, watch, &ring)?;
     let poller = Poller::new()?;
     let identity = Identity {
         group: config.id,
@@ -162,7 +172,19 @@ fn boot(
     let links = Links::new(identity, listener, &config.peers, clock::steady(), &poller)?;
     let admins = Admins::listen(&config.admin_socket(me), &poller)?;
     let durability = durability_name(config.durability);
-    Ok(Parts { node, ring, workers, links, admins, control, door, signals, poller, durability })
+    Ok(Parts {
+        node,
+        ring,
+        workers,
+        reserve,
+        links,
+        admins,
+        control,
+        door,
+        signals,
+        poller,
+        durability,
+    })
 }
 
 /// Why a server does not come up from its directory, and what to do.
@@ -209,6 +231,7 @@ fn check_view_file(config: &Config, me: ServerId, disk: &mut FileLogDisk) -> Res
 fn start_workers(
     mut disk: FileLogDisk,
     image: Option<Image>,
+    mut watch: Watch,
     ring: &Ring,
 ) -> Result<Workers, HarpError> {
     let bell = Bell::new()?;
@@ -230,5 +253,6 @@ fn start_workers(
             Some(StoreWorkers { fetch, checkpoint })
         }
     };
-    Ok(Workers { bell, log, store })
+    let space = Worker::start("harp-space", bell.clone(), Pace::Prompt, move |()| watch.look())?;
+    Ok(Workers { bell, log, store, space })
 }

@@ -14,12 +14,13 @@ use crate::config::Config;
 use crate::error::HarpError;
 use crate::image;
 use crate::logdisk::FileLogDisk;
+use crate::reserve::RESERVE_DIR;
 use crate::segments::sync_dir;
 
 /// Marks a directory whose format has not ended.
 const UNFINISHED: &str = "formatting";
 /// What may lie in an emptied directory: no server's memory.
-const HARMLESS: [&str; 2] = ["lock", "admin.sock"];
+const HARMLESS: [&str; 3] = ["lock", "admin.sock", RESERVE_DIR];
 
 /// What a server's directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ pub fn format(config: &Config, server: ServerId, first: bool) -> Result<(), Harp
     let mut disk =
         FileLogDisk::format(&dir, tuning.segment_bytes, tuning.segments_max).map_err(failed)?;
     if settings.shape.is_copy(server) {
-        image::format(&dir.join("store"), &config.id, config.root, first)?;
+        image::format(&dir.join("store"), tuning, &config.id, config.root, first)?;
         sync_dir(&dir.join("store")).map_err(failed)?;
     }
     Node::format(&settings, draw_disk_id()?, first, &mut disk)

@@ -19,12 +19,14 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use crate::children::{Children, Death, Pauses};
 use crate::clock::{NANOS_PER_MS, steady};
 use crate::config::{Config, FILE_NAME, Place, Tuning, UNFINISHED_NAME, durability_name};
+use crate::configcheck::SEGMENT_MIN;
 use crate::control::{self, Packet, ToSupervisor};
 use crate::error::HarpError;
 use crate::front::Front;
 use crate::http::{self, Http};
 use crate::lock::Lock;
 use crate::poller::{Interest, Poller, Source};
+use crate::reserve::left_bytes;
 use crate::server::{raise_descriptor_limit, signals};
 use crate::serverdir;
 
@@ -85,13 +87,19 @@ fn free_peer_addresses(count: usize) -> Result<Vec<SocketAddr>, HarpError> {
     Ok(free)
 }
 
-/// What each copy may hold: four fifths of the disk's free space, shared by all copies.
-fn capacity_bytes(dir: &Path, copies: u8) -> Result<u64, HarpError> {
-    let space = rustix::fs::statvfs(dir)
-        .map_err(|error| HarpError::file("look at the free space of", dir, error))?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
+/// What fits a disk with `free` bytes: each copy may hold its share of four fifths, and on a small disk the logs
+/// and what is kept for need are small, so that they leave three quarters to the files.
+fn tuning(free: u64, servers: usize, copies: u8) -> Tuning {
+    let mut tuning = Tuning::default();
+    let takes = |t: &Tuning| servers as u64 * (2 * t.ring_bytes + 8 * t.segment_bytes);
+    while takes(&tuning) > free / 4 && tuning.segment_bytes > SEGMENT_MIN {
+        tuning.ring_bytes /= 2;
+        tuning.segment_bytes /= 2;
+        tuning.checkpoint_bytes /= 2;
+    }
     let share = free / 5 * 4 / copies as u64;
-    Ok((share & !0xf_ffff).max(CAPACITY_BYTES_MIN))
+    tuning.capacity_bytes = (share & !0xf_ffff).max(CAPACITY_BYTES_MIN);
+    tuning
 }
 
 /// An export to this machine and these networks. If there are any, root is squashed.
@@ -112,6 +120,8 @@ pub fn new_config(
     export: Export,
 ) -> Result<Config, HarpError> {
     let servers = (Shape { n: copies - 1 }).servers().count();
+    let free = left_bytes(dir)
+        .map_err(|error| HarpError::file("look at the free space of", dir, error))?;
     Ok(Config {
         file: dir.join(FILE_NAME),
         name: "harp".into(),
@@ -125,7 +135,7 @@ pub fn new_config(
         root: RootOwner::default(),
         register_rpcbind: false,
         peers: free_peer_addresses(servers)?,
-        tuning: Tuning { capacity_bytes: capacity_bytes(dir, copies)?, ..Tuning::default() },
+        tuning: tuning(free, servers, copies),
     })
 }
 
@@ -429,5 +439,21 @@ impl Supervisor {
             self.ready = true;
             say("ready");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_disk_gets_a_small_log_and_a_large_one_the_usual() {
+        let (small, large) = (tuning(1400 << 20, 3, 2), tuning(1 << 40, 3, 2));
+        let usual = Tuning { capacity_bytes: large.capacity_bytes, ..Tuning::default() };
+        assert_eq!(large, usual);
+        assert!(3 * (2 * small.ring_bytes + 8 * small.segment_bytes) <= 350 << 20);
+        let tiny = tuning(1 << 20, 5, 3);
+        assert_eq!(tiny.segment_bytes, SEGMENT_MIN);
+        assert!(tiny.ring_bytes >= 2 * tiny.segment_bytes && tiny.checkpoint_bytes >= 1 << 20);
     }
 }

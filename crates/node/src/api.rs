@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use harp_log::{DiskCommand, DiskDone, LogPos};
-use harp_vr::{Nanos, ServerId, Shape, View};
+use harp_vr::{Nanos, Room, ServerId, Shape, View};
 
 use crate::export::Export;
 use crate::jobs::{StoreDone, StoreJob};
@@ -114,6 +114,11 @@ pub enum Event<'a> {
     Disk(DiskDone),
     /// A job of [`Output::jobs`] was carried out.
     Store(StoreDone),
+    /// What this server has room for now, measured a few times a second.
+    Space {
+        /// At a copy, [`crate::image_room`].
+        room: Room,
+    },
     /// The operator asks that all copies checkpoint and digest at one op; see [`Notice::Barrier`].
     Verify {
         /// Comes back in the notice.

@@ -85,9 +85,10 @@ impl Node {
 
     /// Starts or hands out a checkpoint when it is time.
     pub(crate) fn pace_checkpoint(&mut self, now: Now, out: &mut Output) {
-        self.hand_out_checkpoint(out);
+        self.hand_out_checkpoint(now, out);
         let pinned = self.log.used_ring_bytes();
         let ring = self.bytes.0.len();
+        let pause = self.checkpoint_pause(CHECKPOINT_NANOS);
         let Some(copy) = &mut self.copy else { return };
         if copy.reloading || copy.checkpoint.is_some() || copy.digesting.is_some() {
             return;
@@ -95,7 +96,7 @@ impl Node {
         let changed = copy.shadow_op > copy.lb;
         let big = copy.shadow.dirty_bytes() >= self.settings.checkpoint_bytes;
         let full = pinned > ring / 2;
-        let old = now.steady.since(copy.last_checkpoint) > CHECKPOINT_NANOS;
+        let old = now.steady.since(copy.last_checkpoint) > pause;
         let barrier = copy.barrier.is_some();
         let completes = copy.load.as_ref().is_some_and(|l| l.reaches(copy.shadow_op));
         if !(barrier || changed && (big || full || old || completes)) {
@@ -110,6 +111,7 @@ impl Node {
             self.after_barrier(out);
             return;
         }
+        copy.debits.close(op, copy.shadow.active().changed_blocks());
         let frozen = Frozen {
             op,
             generation: copy.shadow.freeze(op),
@@ -118,22 +120,22 @@ impl Node {
             partial: copy.is_partial_at(op),
         };
         copy.log_bytes = 0;
-        copy.checkpoint = Some(RunningCheckpoint { op, frozen: Some(frozen) });
+        copy.checkpoint = Some(RunningCheckpoint { op, frozen: Some(frozen), retry_at: None });
         if barrier && self.replica.is_primary() {
             // The primary plans on while its barrier's generation is frozen.
             copy.barrier = None;
             copy.digesting = Some(op);
         }
-        self.hand_out_checkpoint(out);
+        self.hand_out_checkpoint(now, out);
     }
 
     /// A frozen generation goes to the store once all of it is committed.
-    fn hand_out_checkpoint(&mut self, out: &mut Output) {
+    fn hand_out_checkpoint(&mut self, now: Now, out: &mut Output) {
         let cp = self.replica.cp().0;
         let Some(copy) = &mut self.copy else { return };
         let Some(checkpoint) = &mut copy.checkpoint else { return };
         let op = checkpoint.op;
-        if op > cp {
+        if op > cp || checkpoint.retry_at.is_some_and(|at| now.steady < at) {
             return;
         }
         let Some(frozen) = checkpoint.frozen.take() else { return };
@@ -147,6 +149,7 @@ impl Node {
         assert_eq!(done.op, op, "another checkpoint than the one asked for");
         copy.shadow.checkpointed(op);
         copy.lb = op;
+        copy.no_room = false;
         self.replica.on_checkpoint(Op(op));
         self.after_barrier(out);
         self.try_discard(out);

@@ -17,6 +17,7 @@ use crate::jobs::{ImageState, RingBytes};
 use crate::node::{Copy, Node};
 use crate::rebuild::Load;
 use crate::record::{self, kind};
+use crate::space::Debits;
 
 /// Why a server cannot be formatted or started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -265,6 +266,8 @@ impl Node {
             load: (!image.whole).then(|| Load::new(now.steady)),
             reading_parts: ServerSet::EMPTY,
             lent: Vec::new(),
+            debits: Debits::default(),
+            no_room: false,
         });
         let volume = volume(&settings);
         let mut node = Node {

@@ -75,9 +75,20 @@ pub struct StoreDone(pub(crate) Done);
 
 #[derive(Debug)]
 pub(crate) enum Done {
-    Fetched { id: u64, fetched: Result<Vec<Fetched>, ImageError> },
-    Checkpointed { op: u64, result: Result<(), JobError> },
-    Digested { op: u64, result: Result<[u8; 32], StoreError> },
+    Fetched {
+        id: u64,
+        fetched: Result<Vec<Fetched>, ImageError>,
+    },
+    Checkpointed {
+        op: u64,
+        result: Result<(), JobError>,
+    },
+    /// The checkpoint changed nothing, for there is no room; here it is back.
+    NoRoom(Frozen),
+    Digested {
+        op: u64,
+        result: Result<[u8; 32], StoreError>,
+    },
     Reloaded(Result<ImageState, StoreError>),
     Discarded(Result<(), StoreError>),
     PartRead(PartRead),
@@ -117,9 +128,10 @@ impl StoreJob {
     ) -> StoreDone {
         StoreDone(match self.0 {
             Work::Fetch { id, needs } => Done::Fetched { id, fetched: fetch(store, &needs) },
-            Work::Checkpoint(frozen) => {
-                Done::Checkpointed { op: frozen.op, result: frozen.checkpoint(store, ring, pause) }
-            }
+            Work::Checkpoint(frozen) => match frozen.checkpoint(store, ring, pause) {
+                Err(error) if error.is_full() => Done::NoRoom(frozen),
+                result => Done::Checkpointed { op: frozen.op, result },
+            },
             Work::Digest { op } => Done::Digested { op, result: digest(store, op) },
             Work::Reload => Done::Reloaded(image_state(store)),
             Work::Discard => Done::Discarded(store.discard()),
@@ -202,6 +214,18 @@ pub enum JobError {
     Store(StoreError),
     /// What the image holds makes no sense, or not with what the log says.
     Image(ImageError),
+}
+
+impl JobError {
+    /// Whether there was no room.
+    fn is_full(&self) -> bool {
+        let error = match self {
+            JobError::Store(error) => Some(error),
+            JobError::Image(ImageError::Reader(error)) => error.downcast_ref(),
+            JobError::Image(_) => None,
+        };
+        matches!(error, Some(StoreError::Full { .. }))
+    }
 }
 
 impl std::fmt::Display for JobError {

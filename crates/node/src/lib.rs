@@ -16,6 +16,7 @@ mod peers;
 mod rebuild;
 mod record;
 mod serve;
+mod space;
 
 pub use api::*;
 pub use boot::{BootError, first_view};
@@ -24,6 +25,7 @@ pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
 pub use offline::{Offline, RedoError};
 pub use record::change_in;
+pub use space::{blocks_ahead, image_room};
 
 // The types that a world needs, so that it depends on this crate alone.
 pub use {harp_fs as fs, harp_log as log, harp_store as store, harp_vr as vr, harp_wire as wire};

@@ -20,6 +20,7 @@ use crate::jobs::{Done, Frozen, ImageState, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
 use crate::rebuild::{Lent, Load};
 use crate::serve::{Awaiting, Conn, Held, Waiting};
+use crate::space::Debits;
 
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
@@ -56,6 +57,10 @@ pub(crate) struct Copy {
     pub draining: bool,
     /// A page of names for a filter is being fetched.
     pub filling: bool,
+    /// What the images of the members have yet to take in.
+    pub debits: Debits,
+    /// The last checkpoint found no room.
+    pub no_room: bool,
     /// The image is not whole, or is not to stay.
     pub load: Option<Load>,
     /// Learners for whom a part of the image is being read.
@@ -67,7 +72,7 @@ impl Copy {
     /// A barrier that was frozen and waits for its commitment may never commit: its digest is given up. What is
     /// frozen is dropped with the shadow.
     pub fn drop_unhanded_barrier(&mut self) {
-        if let Some(RunningCheckpoint { op, frozen: Some(_) }) = &self.checkpoint
+        if let Some(RunningCheckpoint { op, frozen: Some(_), .. }) = &self.checkpoint
             && self.digesting == Some(*op)
         {
             self.digesting = None;
@@ -78,6 +83,7 @@ impl Copy {
     pub fn stand_at(&mut self, image: ImageState) {
         self.reloading = false;
         self.shadow.reset(image.lb);
+        self.debits.clear();
         self.shadow_op = image.lb;
         self.lb = image.lb;
         self.clients = image.clients;
@@ -91,6 +97,8 @@ pub(crate) struct RunningCheckpoint {
     pub op: u64,
     /// What the job will need, until CP covers `op` and it is handed out.
     pub frozen: Option<Frozen>,
+    /// It found no room; it is handed out again then.
+    pub retry_at: Option<Nanos>,
 }
 
 /// One server.
@@ -157,7 +165,7 @@ impl Node {
         if self.failing && !matches!(event, Event::Disk(_)) {
             return; // rule 8: it only waits for the view file to say so
         }
-        self.fed |= !matches!(event, Event::Tick);
+        self.fed |= !matches!(event, Event::Tick | Event::Space { .. });
         match event {
             Event::Tick => {}
             Event::ConnOpened { conn, address, port } => self.on_conn_opened(conn, address, port),
@@ -166,6 +174,7 @@ impl Node {
             Event::Peer { from, frame } => self.on_frame(now, from, frame, out),
             Event::Disk(done) => self.on_disk(now, done, out),
             Event::Store(done) => self.on_store(now, done.0, out),
+            Event::Space { room } => self.on_space(room, out),
             Event::Verify { token } => {
                 if self.replica.is_serving() {
                     self.verify = Some(token);
@@ -531,6 +540,7 @@ impl Node {
                 Ok(fetched) => self.on_fetched(id, fetched),
                 Err(error) => self.store_failed(error.to_string(), out),
             },
+            Done::NoRoom(frozen) => self.on_no_room(now, frozen, out),
             Done::Checkpointed { op, result: Ok(()) } => self.on_checkpointed(now, op, out),
             Done::Checkpointed { result: Err(error), .. } => {
                 self.store_failed(error.to_string(), out)

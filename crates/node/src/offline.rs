@@ -114,7 +114,8 @@ impl<E: Engine, D: Disk> Offline<E, D> {
         let now = Time::default();
         let Offline { shadow, volume, log, store, .. } = self;
         loop {
-            let context = Context { credential, now, volume, log };
+            let room = plan::Room::ENDLESS;
+            let context = Context { credential, now, volume, log, room };
             let mut needs: Vec<Need> = Vec::new();
             match plan::plan(shadow, request, &context, &mut [], data, &mut needs) {
                 Planned::Answer { response, .. } => return Ok(response),

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use harp_fs::effect::effects_len_max;
-use harp_fs::inode::ROOT;
+use harp_fs::inode::{BLOCK_BYTES, ROOT};
 use harp_fs::need::Fetched;
 use harp_fs::plan::{self, Context, Planned};
 use harp_fs::request::{Request, Time};
@@ -21,6 +21,7 @@ use harp_wire::{mount, nfs3, portmap};
 use crate::api::{ConnId, Now, Output, Reply};
 use crate::node::{FILTER_FETCH, Node};
 use crate::record::{RequestKey, STAMP_BYTES, Stamp, kind};
+use crate::space::Answer;
 
 /// Calls of one connection that are being worked on at most, before it is no longer read. Together with the
 /// replies that wait in its socket (`harp::clients`) they are no more than the client table keeps.
@@ -344,6 +345,14 @@ impl Node {
         if modifying && self.log.room(2 * body_max as u64) != Room::Ok {
             return Served::Again { fetch: 0 }; // checkpoints make room
         }
+        let touched = match request {
+            // At both ends it may touch a block more.
+            Request::Write { count, .. } => u64::from(*count) / BLOCK_BYTES as u64 + 2,
+            _ => 0,
+        };
+        let Answer::Known(room) = self.room_for(touched) else {
+            return Served::Again { fetch: 0 }; // checkpoints and growth make room
+        };
         let time = self.next_time(now);
         let view = self.replica.formed().0;
         let mut groups = [0; 4 * GROUPS_MAX];
@@ -354,6 +363,7 @@ impl Node {
             now: time_of(time),
             volume: &self.volume,
             log: &self.bytes,
+            room,
         };
         self.scratch.clear();
         let needs_before = self.needs.len();

@@ -4,19 +4,21 @@
 
 use harp_node::log::{Ring, SlotFile};
 use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
-use harp_node::vr::{Durable, Envelope, Nanos, ServerId, View};
-use harp_node::{BootError, ImageState, Node, Now, StoreDone, StoreJob, change_in, image_state};
+use harp_node::vr::{Durable, Envelope, Nanos, Room, ServerId, View};
+use harp_node::{
+    BootError, ImageState, Node, Now, StoreDone, StoreJob, blocks_ahead, change_in, image_room,
+    image_state,
+};
 
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
 use crate::observer::CommittedRecord;
-use crate::profile::Profile;
+use crate::profile::{Profile, RING_BYTES};
 use crate::properties::Pulse;
 use crate::rng::Rng;
 
-/// Blocks that a simulated store's disk grows by, and may have.
+/// Blocks that a simulated store's disk grows by.
 const GROW_BLOCKS: u64 = 256;
-const STORE_BLOCKS_MAX: u64 = 1 << 16;
 
 /// The kind of records that answer a client's request; its transaction id lies there in the body.
 const OPERATION: u8 = 1;
@@ -34,6 +36,7 @@ pub enum NoStart {
 pub struct StoreHost {
     engine: MemEngine,
     disk: MemDisk,
+    blocks_max: u64,
     /// Blows in the middle of a job when the process dies there.
     pub fuse: Fuse,
 }
@@ -42,16 +45,16 @@ pub struct StoreHost {
 pub type OpenStore = Store<MemEngine, MemDisk>;
 
 impl StoreHost {
-    /// An empty store disk.
-    pub fn new() -> StoreHost {
+    /// An empty store disk that can grow to so many blocks.
+    pub fn new(blocks_max: u64) -> StoreHost {
         let fuse = Fuse::new();
         let engine = MemEngine::with_fuse(fuse.clone());
-        let disk = MemDisk::with_fuse(STORE_BLOCKS_MAX, fuse.clone());
-        StoreHost { engine, disk, fuse }
+        let disk = MemDisk::with_fuse(blocks_max, fuse.clone());
+        StoreHost { engine, disk, blocks_max, fuse }
     }
 
-    fn limits() -> Limits {
-        Limits { grow_blocks: GROW_BLOCKS, blocks_max: STORE_BLOCKS_MAX, ..Limits::default() }
+    fn limits(&self) -> Limits {
+        Limits { grow_blocks: GROW_BLOCKS, blocks_max: self.blocks_max, ..Limits::default() }
     }
 
     /// Loses power: unsynced sectors are old or new, as `rng` says.
@@ -62,12 +65,6 @@ impl StoreHost {
     /// Blocks that the disk owns.
     pub fn blocks(&self) -> u64 {
         self.disk.blocks()
-    }
-}
-
-impl Default for StoreHost {
-    fn default() -> StoreHost {
-        StoreHost::new()
     }
 }
 
@@ -110,8 +107,7 @@ pub fn boot(
     let store = match host {
         Some(host) => {
             host.fuse.reset();
-            let opened =
-                OpenStore::open(host.engine.clone(), host.disk.clone(), StoreHost::limits());
+            let opened = OpenStore::open(host.engine.clone(), host.disk.clone(), host.limits());
             Some(opened.map_err(|error| lost(&error))?.store)
         }
         None => None,
@@ -126,6 +122,20 @@ pub fn boot(
         Err(error) => panic!("{server} cannot start: {error}"),
     };
     Ok(Booted { node, store })
+}
+
+/// What there is room for at a server, which takes blocks ahead of need as the program does.
+pub fn room(profile: &Profile, store: Option<&OpenStore>) -> Room {
+    let Some(store) = store else { return Room::ENDLESS };
+    let (ring_bytes, checkpoint_bytes) = (RING_BYTES as u64, profile.checkpoint_bytes);
+    let wanted = blocks_ahead(ring_bytes, checkpoint_bytes);
+    let room = image_room(store, u64::MAX, true);
+    if room.blocks < wanted && room.more_blocks > 0 {
+        let space = store.space();
+        let step = room.more_blocks.min(wanted - room.blocks);
+        store.grow(space.free_blocks + step).expect("a memory disk has what it may have");
+    }
+    image_room(store, u64::MAX, true)
 }
 
 /// Carries a store job out.

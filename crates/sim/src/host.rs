@@ -130,7 +130,7 @@ impl Host {
             life: 0,
             process: None,
             disk: profile.log_disk(),
-            store: profile.shape.is_copy(id).then(StoreHost::new),
+            store: profile.shape.is_copy(id).then(|| StoreHost::new(profile.store_blocks)),
             clock,
             ring: Ring::on_heap(RING_BYTES),
             disk_slowness: 1,

@@ -98,7 +98,7 @@ impl World {
         let formed = glue::view_file(&host.disk).map(|durable| durable.formed).unwrap_or_default();
         host.disk.wipe();
         if host.store.is_some() {
-            host.store = Some(glue::StoreHost::new());
+            host.store = Some(glue::StoreHost::new(self.profile.store_blocks));
         }
         host.emptied = true;
         self.observer.wiped(server, formed);

@@ -23,6 +23,8 @@ pub const SECOND: u64 = 1_000_000_000;
 pub const RING_BYTES: usize = 1 << 20;
 const SEGMENT_BYTES: u64 = 128 << 10;
 const SEGMENTS_MAX: u64 = 64;
+/// Blocks that a copy's store may have where space is no matter.
+const STORE_BLOCKS: u64 = 1 << 16;
 
 /// What the caller asks of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +160,10 @@ pub struct Profile {
     pub lease: u64,
     /// The primary's heartbeat.
     pub heartbeat: u64,
-    checkpoint_bytes: u64,
+    /// Dirty bytes at which a checkpoint starts at the latest.
+    pub checkpoint_bytes: u64,
+    /// Blocks that a copy's store may have.
+    pub store_blocks: u64,
     image_part_bytes: usize,
     cache_bytes: u64,
     access_times: AccessTimes,
@@ -196,6 +201,7 @@ impl Profile {
             lease: 14 * MILLI,
             heartbeat: 2 * MILLI,
             checkpoint_bytes: 256 << 10,
+            store_blocks: STORE_BLOCKS,
             image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
             access_times: AccessTimes::Relative,
@@ -218,6 +224,9 @@ impl Profile {
         profile.draw_clients(rng);
         profile.image_part_bytes = *rng.pick(&[1 << 10, 4 << 10, 16 << 10, 256 << 10]);
         profile.access_times = *rng.pick(&[AccessTimes::Relative, AccessTimes::Off]);
+        if rng.chance(200) {
+            profile.store_blocks = rng.between(120, 600);
+        }
         profile
     }
 
@@ -241,6 +250,11 @@ impl Profile {
         let bursts = self.wish.ops / (clients.clients * clients.depth) as u64 + 1;
         let span = rng.between(30, 60) * self.fault_gap;
         clients.pause_mean = (span / bursts).clamp(200 * MICRO, 20 * MILLI);
+    }
+
+    /// Whether writes may be refused for lack of space.
+    pub fn may_run_out(&self) -> bool {
+        self.store_blocks < STORE_BLOCKS
     }
 
     /// The settings of server `me`.

@@ -83,17 +83,31 @@ pub fn kind(said: &Said) -> Kind {
 impl Stage {
     /// A freshly formatted group, with its first view formed and a client mounted.
     pub fn new(n: u8) -> Stage {
-        let mut stage = Stage::unformed(n);
+        Stage::unformed(n).formed()
+    }
+
+    /// The same with stores that can grow to so many blocks.
+    pub fn with_store(n: u8, blocks: u64) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.store_blocks = blocks;
+        Stage::of(profile).formed()
+    }
+
+    fn formed(mut self) -> Stage {
+        let stage = &mut self;
         stage.until("the first view serves", |world| world.serving().is_some());
         stage.until("the clients mount", |world| {
             world.clients.iter().all(|client| client.is_mounted())
         });
-        stage
+        self
     }
 
     /// A freshly formatted group at its very start.
     pub fn unformed(n: u8) -> Stage {
-        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        Stage::of(Profile::calm(Wish::new(1, n, 0)))
+    }
+
+    fn of(mut profile: Profile) -> Stage {
         profile.clients.clients = 2;
         let mut world = World::new(profile);
         let rules: Rc<RefCell<Vec<Rule>>> = Rc::default();

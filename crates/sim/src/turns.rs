@@ -84,7 +84,11 @@ impl World {
             fed += 1;
             let Process { node, out, .. } = process;
             match incoming {
-                Incoming::Tick => node.step(now, Event::Tick, out),
+                Incoming::Tick => {
+                    let room = glue::room(&self.profile, process.store.as_ref());
+                    node.step(now, Event::Space { room }, out);
+                    node.step(now, Event::Tick, out);
+                }
                 Incoming::Disk(done) => {
                     if let DiskDone::Failed { read: false, .. } = done {
                         self.observer.disk_failed(server, self.hosts[server.index()].life);

@@ -135,6 +135,7 @@ impl World {
             barrier: None,
             profile,
         };
+        world.observer.model.may_run_out = world.profile.may_run_out();
         world.form_up();
         world
     }

@@ -214,6 +214,7 @@ impl Commit<'_, '_> {
         if result.is_err() {
             let mut state = shared.state();
             taken.allocated.into_iter().for_each(|extent| state.bitmap.release(extent));
+            state.under_way = 0;
         }
         result
     }
@@ -259,6 +260,7 @@ impl Commit<'_, '_> {
         writer.marks = changes.marks;
         let mut state = shared.state();
         state.op = op;
+        state.under_way = 0;
         state.complete = complete;
         state.epochs.committed(changes.freed);
         state.reclaim();
@@ -321,6 +323,7 @@ fn flush<'d, E: Engine, D: Disk>(
     while !left.is_empty() {
         let extent = shared.allocate(left.len() as u64)?;
         taken.allocated.push(extent);
+        shared.state().under_way += extent.count;
         let (now, later) = left.split_at(extent.count as usize);
         left = later;
         slices.clear();

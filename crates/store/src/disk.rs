@@ -40,6 +40,12 @@ pub trait Disk: Send + Sync + 'static {
     /// Errors: `Full` when the space is not to be had; nothing changed.
     fn grow(&self, blocks: u64) -> Result<(), StoreError>;
 
+    /// Gives up something that was kept for need, so that what was refused for lack of space may be tried again.
+    /// False: there is nothing left to give up.
+    fn make_room(&self) -> bool {
+        false
+    }
+
     /// Reads whole blocks from `position` on, as many as fill `out`.
     fn read(&self, position: u64, out: &mut [u8]) -> Result<(), StoreError>;
 

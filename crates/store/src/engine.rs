@@ -87,6 +87,8 @@ pub trait Engine: Send + Sync + 'static {
 pub struct EngineSpace {
     /// Bytes in use, free pages inside included.
     pub used_bytes: u64,
+    /// Bytes that it has disk space for and does not use, free pages inside included.
+    pub spare_bytes: u64,
     /// Bytes it could come to use before it is full.
     pub limit_bytes: u64,
 }

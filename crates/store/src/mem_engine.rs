@@ -161,7 +161,7 @@ impl Engine for MemEngine {
         let maps = Arc::clone(&self.maps());
         let chunks: usize = maps.iter().map(|map| map.chunks.len()).sum();
         let used_bytes = (chunks * CHUNK_ENTRIES_MAX * 64) as u64;
-        Ok(EngineSpace { used_bytes, limit_bytes: u64::MAX })
+        Ok(EngineSpace { used_bytes, spare_bytes: u64::MAX, limit_bytes: u64::MAX })
     }
 }
 

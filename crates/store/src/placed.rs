@@ -70,7 +70,12 @@ impl<E: Engine, D: Disk> Shared<E, D> {
             if let Some(extent) = self.allocate_owned(want) {
                 return Ok(extent);
             }
-            self.grow_step(&growth, 1)?;
+            // Nothing was written yet: what was given up for it may let it succeed.
+            while let Err(error) = self.grow_step(&growth, 1) {
+                if !matches!(error, StoreError::Full { .. }) || !self.disk.make_room() {
+                    return Err(error);
+                }
+            }
         }
     }
 

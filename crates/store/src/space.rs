@@ -19,12 +19,16 @@ const SEARCH_RUNS_MAX: u32 = 256;
 /// Numbers of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Space {
+    /// The op that the image stands at.
+    pub op: u64,
     /// Blocks the disk owns.
     pub total_blocks: u64,
     /// Blocks that hold data, are reserved, or were freed but may still have readers.
     pub used_blocks: u64,
     /// Blocks that can be handed out now.
     pub free_blocks: u64,
+    /// Blocks handed out to the commit that is under way, which is to move the image beyond `op`.
+    pub under_way_blocks: u64,
     /// Blocks to which the disk may still grow, if the file system lets it.
     pub limit_blocks: u64,
 }

@@ -86,6 +86,8 @@ pub(crate) struct State {
     pub complete: bool,
     pub bitmap: Bitmap,
     pub epochs: Epochs,
+    /// Blocks handed out to the commit that is under way.
+    pub under_way: u64,
 }
 
 impl State {
@@ -178,7 +180,7 @@ impl<E: Engine, D: Disk> Store<E, D> {
         })?;
         drop(view);
         let Head { op, complete, .. } = head;
-        let state = State { op, complete, bitmap, epochs: Epochs::default() };
+        let state = State { op, complete, bitmap, epochs: Epochs::default(), under_way: 0 };
         let shared = Shared {
             engine,
             disk,
@@ -214,7 +216,8 @@ impl<E: Engine, D: Disk> Store<E, D> {
         let (total_blocks, free_blocks) = state.bitmap.counts();
         let limit_blocks = self.shared.limits.blocks_max.max(total_blocks);
         let used_blocks = total_blocks - free_blocks;
-        Space { total_blocks, used_blocks, free_blocks, limit_blocks }
+        let (op, under_way_blocks) = (state.op, state.under_way);
+        Space { op, total_blocks, used_blocks, free_blocks, under_way_blocks, limit_blocks }
     }
 
     /// Grows the disk until at least `free_blocks` are free, in whole steps.

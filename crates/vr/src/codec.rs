@@ -6,6 +6,7 @@ use crate::message::Past;
 use crate::message::{
     Configuration, Envelope, Install, Message, Prepare, PrepareOk, Presence, Report,
 };
+use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
 
 /// Bytes that are not what they should be.
@@ -252,6 +253,8 @@ fn encode_message(message: &Message, w: &mut Writer) {
             w.u8(p.serving as u8).u8(p.normal as u8).u64(p.cp.0).u64(p.lb.0).u64(p.glb.0);
             w.u8(p.loading.is_some() as u8).u64(p.loading.unwrap_or_default().0);
             w.configuration(&p.configuration);
+            let Room { op, blocks, more_blocks, grows } = p.room;
+            w.u64(op.0).u64(blocks).u64(more_blocks).u8(grows as u8);
         }
         Message::Invite { view } => {
             w.u8(number::INVITE).u64(view.0);
@@ -338,7 +341,20 @@ fn decode_presence(r: &mut Reader<'_>) -> Result<Presence, CodecError> {
     let (cp, lb, glb) = (r.op()?, r.op()?, r.op()?);
     let (loads, at) = (r.flag()?, r.op()?);
     let (loading, configuration) = (loads.then_some(at), r.configuration()?);
-    Ok(Presence { promised, formed, members, serving, normal, cp, lb, loading, glb, configuration })
+    let room = Room { op: r.op()?, blocks: r.u64()?, more_blocks: r.u64()?, grows: r.flag()? };
+    Ok(Presence {
+        promised,
+        formed,
+        members,
+        serving,
+        normal,
+        cp,
+        lb,
+        loading,
+        glb,
+        configuration,
+        room,
+    })
 }
 
 fn decode_message(r: &mut Reader<'_>) -> Result<Message, CodecError> {
@@ -429,6 +445,7 @@ mod tests {
                 loading: Some(op),
                 glb: op,
                 configuration,
+                room: Room { op, blocks: 7, more_blocks: 8, grows: true },
             }),
             Message::Invite { view },
             Message::Promise { view, report },

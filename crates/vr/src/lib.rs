@@ -12,6 +12,7 @@ mod planted;
 mod primary;
 mod rebuild;
 mod replica;
+mod room;
 pub mod types;
 
 pub use codec::CodecError;
@@ -21,4 +22,5 @@ pub use message::*;
 pub use planted::Planted;
 pub use rebuild::PART_TIMEOUTS;
 pub use replica::{Action, ConfigurationChange, LogFacts, Records, Replica, Settings, Start};
+pub use room::Room;
 pub use types::*;

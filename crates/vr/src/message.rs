@@ -4,6 +4,7 @@
 //! Invariant: every message travels in an [`Envelope`] with its sender's and receiver's incarnation (rule 6).
 
 use crate::replica::ConfigurationChange;
+use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
 /// The replicated configuration: who counts.
@@ -77,6 +78,8 @@ pub struct Presence {
     pub glb: Op,
     /// The configuration the sender knows; authoritative when `serving`.
     pub configuration: Configuration,
+    /// What the sender could still take in.
+    pub room: Room,
 }
 
 /// Phase 2: what the new view is and where its log is to be had.

@@ -116,6 +116,7 @@ impl Replica {
             loading,
             glb: self.glb,
             configuration: self.configuration,
+            room: self.room,
         };
         for to in self.others() {
             out.push(Action::Send { to, message: Message::Presence(presence) });

@@ -9,6 +9,7 @@ use crate::durable::Durable;
 use crate::message::{Configuration, Envelope, Install, Message, Presence, Report};
 use crate::planted::Planted;
 use crate::rebuild::Loading;
+use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
 /// The protocol's settings. Times are in nanoseconds.
@@ -283,6 +284,8 @@ pub struct Replica {
     pub(crate) refusing: Option<String>,
     /// How long the own log's oldest record has waited for the disk, told by the caller.
     pub(crate) stalled: u64,
+    /// What this server could still take in.
+    pub(crate) room: Room,
     /// Until when a slow server is left out of new views.
     pub(crate) excluded_until: [Nanos; SERVERS_MAX],
 }
@@ -360,6 +363,7 @@ impl Replica {
             admitting: ServerSet::EMPTY,
             refusing: None,
             stalled: 0,
+            room: Room::ENDLESS,
             excluded_until: [Nanos(0); SERVERS_MAX],
         };
         if replica.settings.planted != Some(Planted::VoteUntagged)

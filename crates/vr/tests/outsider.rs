@@ -69,6 +69,7 @@ fn running(view: View) -> Message {
         loading: None,
         glb: Op(0),
         configuration: configuration(),
+        room: Room::ENDLESS,
     })
 }
 

@@ -109,8 +109,16 @@ impl<'a> Group<'a> {
 
     /// Starts a group of so many copies in a fresh directory and waits until it serves.
     pub fn start_with(context: &'a Context<'a>, copies: u32) -> Result<Group<'a>, E2eError> {
+        Group::start_in(context, copies, context.work.join("group"))
+    }
+
+    /// The same in a directory of the caller's choice, which does not exist yet.
+    pub fn start_in(
+        context: &'a Context<'a>,
+        copies: u32,
+        dir: PathBuf,
+    ) -> Result<Group<'a>, E2eError> {
         let [nfs, admin] = free_ports()?;
-        let dir = context.work.join("group");
         let supervisor = launch(context, &dir, copies, nfs, admin)?;
         let group = Group { context, supervisor, copies, dir, nfs, admin };
         group.await_ready()?;

@@ -5,6 +5,7 @@
 //! Source: docs/testing.md.
 
 mod differential;
+mod full_disk;
 mod group;
 mod kernel_client;
 mod kills;
@@ -49,6 +50,8 @@ pub struct Scenario {
 }
 
 const NFS_TOOLS: &[&str] = &["nfs-ls", "nfs-cp", "nfs-cat"];
+/// Programs that mount a file system; root alone may.
+const MOUNT_TOOLS: &[&str] = &["mke2fs", "mount", "umount"];
 const EMULATOR: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod"];
 const EMULATOR_AND_DISK: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod", "mke2fs"];
 const WORKLOADS: &[&str] = &[
@@ -174,6 +177,15 @@ pub const SCENARIOS: &[Scenario] = &[
         tools: false,
         only_full: false,
         run: losses::disk_of_a_copy_lost_it_is_rebuilt_under_load,
+    },
+    Scenario {
+        name: "full_disk_refuses_writes_and_lets_removes_go_on",
+        story: "others fill the disk under a group, then it does so itself; nothing ends, removes work",
+        needs: MOUNT_TOOLS,
+        guest: false,
+        tools: false,
+        only_full: false,
+        run: full_disk::full_disk_refuses_writes_and_lets_removes_go_on,
     },
     Scenario {
         name: "kernel_client_copies_a_source_tree",
@@ -359,7 +371,9 @@ pub fn run(workspace: &Workspace, report: &mut Report, choice: &Choice) {
     }
     let (mut kit, mut tools) = (None, None);
     for scenario in chosen {
-        let prepared = match packages::lacks(scenario.needs) {
+        let mounts = scenario.needs.contains(&"mount");
+        let not_root = (mounts && !rustix::process::geteuid().is_root()).then(|| "not root".into());
+        let prepared = match packages::lacks(scenario.needs).or(not_root) {
             Some(why) => Err(why),
             None => prepare(scenario, workspace, report, &mut kit, &mut tools),
         };

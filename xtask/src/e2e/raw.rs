@@ -21,6 +21,10 @@ pub const REPLY_PATIENCE: Duration = Duration::from_secs(40);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// Set in a record mark on the last fragment of a message.
 const LAST_FRAGMENT: u32 = 1 << 31;
+/// FILE_SYNC: a WRITE is answered when its data are safe.
+const STABLE: u32 = 2;
+/// Words of an object's attributes.
+const ATTRIBUTES_WORDS: usize = 21;
 /// Offset of the status in a reply that was accepted, with an empty verifier, after the mark.
 const STATUS_AT: usize = 24;
 
@@ -77,6 +81,14 @@ pub enum Action<'a> {
     RemoveDirectory(&'a str),
     /// Looks a name up.
     LookUp(&'a str),
+    /// Makes a symbolic link (the first) that leads to the second.
+    SymbolicLink(&'a str, &'a str),
+    /// Writes bytes into a file at an offset.
+    Write(&'a [u8], u64, &'a [u8]),
+    /// Sets a file's length.
+    SetLength(&'a [u8], u64),
+    /// Asks for the space of the whole file system.
+    Space,
 }
 
 impl Action<'_> {
@@ -85,6 +97,19 @@ impl Action<'_> {
         let at = |name: &str| Xdr::default().opaque(root).opaque(name.as_bytes());
         match self {
             Action::LookUp(name) => (3, at(name)),
+            Action::SymbolicLink(name, target) => {
+                (10, at(name).mode(0o777).opaque(target.as_bytes()))
+            }
+            Action::Write(file, offset, data) => {
+                let at = Xdr::default().opaque(file).wide(offset);
+                (7, at.word(data.len() as u32).word(STABLE).opaque(data))
+            }
+            Action::SetLength(file, length) => {
+                // No mode, owner or group; a length; no times; no guard.
+                let none = Xdr::default().opaque(file).word(0).word(0).word(0);
+                (2, none.word(1).wide(length).word(0).word(0).word(0))
+            }
+            Action::Space => (18, Xdr::default().opaque(root)),
             Action::CreateGuarded(name) => (8, at(name).word(1).mode(0o644)),
             Action::CreateExclusive(name, verifier) => (8, at(name).word(2).wide(verifier)),
             Action::MakeDirectory(name) => (9, at(name).mode(0o755)),
@@ -116,6 +141,17 @@ impl Reply {
             (Some(1), Some(0), Some(0), Some(0), Some(0), Some(status)) => Ok(status),
             _ => Err(E2eError::Wrong(format!("not an accepted reply: {:02x?}", self.0))),
         }
+    }
+
+    /// Of [`Action::Space`]: bytes in all, and bytes free.
+    pub fn space(&self) -> Result<(u64, u64), E2eError> {
+        let at = STATUS_AT + 4 * (2 + ATTRIBUTES_WORDS);
+        let wide = |at: usize| {
+            let bytes = self.0.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+            bytes.map(u64::from_be_bytes)
+        };
+        let short = || E2eError::Wrong(format!("short reply: {:02x?}", self.0));
+        Ok((wide(at).ok_or_else(short)?, wide(at + 8).ok_or_else(short)?))
     }
 
     /// The opaque that starts `words` words after the status.

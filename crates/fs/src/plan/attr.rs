@@ -136,6 +136,7 @@ pub(super) fn resize(
     counts: &mut Super,
 ) -> Step<()> {
     let old = file.inode;
+    check(size <= old.size || p.context.room.grows, Status::NoSpc)?;
     if size < old.size {
         let tail = kept_tail(p, file, size)?;
         let kept = blocks_of(size);

@@ -171,6 +171,7 @@ fn add(
     let device = matches!(sort.kind, FileType::Block | FileType::Character);
     check(!device || who.uid == 0, Status::Perm)?;
     check(counts.used_inodes < volume.capacity_inodes, Status::NoSpc)?;
+    check(p.context.room.grows, Status::NoSpc)?;
     check(set.size.is_none_or(|size| size <= FILE_SIZE_MAX), Status::FBig)?;
     judge_times(set)?;
     if sort.kind == FileType::Directory {

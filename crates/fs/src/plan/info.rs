@@ -22,6 +22,7 @@ pub(super) fn fs_stat(p: &mut Planner<'_, '_>, handle: &[u8]) -> Planned {
         let free_bytes = volume
             .capacity_blocks
             .saturating_sub(counts.used_blocks)
+            .min(p.context.room.free_blocks)
             .saturating_mul(BLOCK_BYTES_U64);
         let free_files = volume.capacity_inodes.saturating_sub(counts.used_inodes);
         let ok = Some(FsStat {

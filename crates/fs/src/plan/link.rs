@@ -55,6 +55,7 @@ fn add(
     p.check_writable(&before)?;
     check(!file.is_dir(), Status::IsDir)?;
     check(file.inode.nlink < LINK_MAX, Status::MLink)?;
+    check(p.context.room.grows, Status::NoSpc)?;
     let (mut dir, mut linked) = (before, file);
     linked.inode.nlink += 1;
     linked.inode.ctime = p.context.now;

@@ -45,6 +45,25 @@ pub struct Context<'a> {
     pub volume: &'a Volume,
     /// The bytes of the log that the shadow refers to.
     pub log: &'a dyn LogBytes,
+    /// What the group has room for.
+    pub room: Room,
+}
+
+/// What a group has room for, whatever the volume may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Blocks that a WRITE may touch: each takes a new place, an overwritten one until the next checkpoint.
+    pub blocks: u64,
+    /// Blocks that are free or may still come to be.
+    pub free_blocks: u64,
+    /// Whether anything may be made: names, objects, data. What only removes, shortens or changes attributes
+    /// has a reserve of its own.
+    pub grows: bool,
+}
+
+impl Room {
+    /// Where nothing ends.
+    pub const ENDLESS: Room = Room { blocks: u64::MAX, free_blocks: u64::MAX, grows: true };
 }
 
 /// What came of planning.

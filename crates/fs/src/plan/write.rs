@@ -69,6 +69,9 @@ fn put(
     let (fresh, head, tail) = (fresh?, head?, tail?);
     let free = p.context.volume.capacity_blocks.saturating_sub(counts.used_blocks);
     check(fresh <= free, Status::NoSpc)?;
+    let room = p.context.room;
+    let touched = blocks_of(end) - offset / BLOCK_BYTES_U64;
+    check(room.grows && touched <= room.blocks, Status::NoSpc)?;
 
     let mut after = before;
     after.inode.size = before.inode.size.max(end);

@@ -17,7 +17,7 @@ use harp_fs::generation::Generation;
 use harp_fs::handle::Volume;
 use harp_fs::inode::ROOT;
 use harp_fs::need::Need;
-use harp_fs::plan::{Context, Planned, plan};
+use harp_fs::plan::{Context, Planned, Room, plan};
 use harp_fs::request::{
     Attributes, CreateHow, Credential, DirName, FileType, Request, Response, SetAttr, Status, Time,
 };
@@ -98,6 +98,8 @@ pub struct World {
     pub fetches: u64,
     /// Whether some fetches are read from the image before the last checkpoint.
     pub stale_fetches: bool,
+    /// What the group has room for.
+    pub room: Room,
 }
 
 pub const SETTINGS: ShadowSettings = ShadowSettings {
@@ -131,6 +133,7 @@ impl World {
             now,
             fetches: 0,
             stale_fetches: false,
+            room: Room::ENDLESS,
         }
     }
 
@@ -152,7 +155,13 @@ impl World {
             let (mut data, mut needs) = (vec![0xee], Vec::new());
             let (past, room) = self.ring.split_at_mut(self.pos);
             let ring = Ring(past);
-            let context = Context { credential, now: self.now, volume: &self.volume, log: &ring };
+            let context = Context {
+                credential,
+                now: self.now,
+                volume: &self.volume,
+                log: &ring,
+                room: self.room,
+            };
             let shadow = &mut self.primary.shadow;
             match plan(shadow, request, &context, room, &mut data, &mut needs) {
                 Planned::Need => self.fetch(&needs, round),
@@ -187,7 +196,13 @@ impl World {
     ) {
         let (past, room) = self.ring.split_at_mut(self.pos);
         let ring = Ring(past);
-        let context = Context { credential, now: self.now, volume: &self.volume, log: &ring };
+        let context = Context {
+            credential,
+            now: self.now,
+            volume: &self.volume,
+            log: &ring,
+            room: self.room,
+        };
         let (first, room) = room.split_at_mut(len);
         let shadow = &mut self.primary.shadow;
         match plan(shadow, request, &context, room, &mut Vec::new(), &mut Vec::new()) {

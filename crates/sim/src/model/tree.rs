@@ -122,6 +122,8 @@ pub struct Model {
     pub(super) fileids: HashSet<u64>,
     /// Whether what a fitting reply shows is taken in, and which states it may show.
     pub(super) learning: Option<(u64, u64)>,
+    /// Whether a write may be refused for lack of space.
+    pub may_run_out: bool,
 }
 
 impl Default for Model {
@@ -134,6 +136,7 @@ impl Default for Model {
             handles: HashSet::new(),
             fileids: HashSet::new(),
             learning: None,
+            may_run_out: false,
         };
         model.add(0, Kind::Directory, None, ROOT, None);
         model
