@@ -5,12 +5,12 @@
 mod api;
 mod apply;
 mod boot;
-mod clients;
+pub mod clients;
 mod gather;
 mod jobs;
 mod node;
 mod peers;
-mod record;
+pub mod record;
 mod serve;
 
 pub use api::*;
