@@ -1,4 +1,4 @@
-//! The repository's own commands: `cargo xtask test`, `lint`, `e2e`, `sim`.
+//! The repository's own commands: `cargo xtask test`, `lint`, `e2e`, `sim`, `fuzz`.
 //! Owns: the order of the steps and the exit status.
 //! Never: linked into the product; takes part in serving files.
 //! Invariant: exits 0 only if nothing failed; what was left out is said by name.
@@ -6,6 +6,7 @@
 
 mod arrows;
 mod e2e;
+mod fuzz;
 mod guest;
 mod packages;
 mod process;
@@ -22,7 +23,10 @@ usage: cargo xtask COMMAND
   lint                 formatting, clippy and the arrows between the crates
   sim                  the simulator's bulk run and its hunt for planted bugs
   e2e [--full] [NAME]  tests on real processes; NAME selects by part of the name
-  e2e --list           names them";
+  e2e --list           names them
+  fuzz [--minutes N] [--keep] [NAME]
+                       gives each decoder, or the one called NAME, anything for N minutes (10);
+                       --keep adds inputs that reach more to fuzz/corpus";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -43,6 +47,7 @@ enum Command {
     Sim,
     E2eList,
     E2e { full: bool, names: Vec<String> },
+    Fuzz(fuzz::Options),
     Help,
 }
 
@@ -59,6 +64,7 @@ impl Command {
             ("help" | "--help" | "-h", []) => Ok(Command::Help),
             ("e2e", [flag]) if flag == "--list" => Ok(Command::E2eList),
             ("e2e", rest) => Command::parse_e2e(rest),
+            ("fuzz", rest) => fuzz::Options::parse(rest).map(Command::Fuzz),
             ("test" | "lint" | "sim", [extra, ..]) => {
                 Err(format!("{first} takes no argument, got {extra:?}"))
             }
@@ -85,6 +91,7 @@ impl Command {
             Command::Lint => suite::lint(),
             Command::Sim => suite::sim(),
             Command::E2e { full, names } => suite::e2e(full, &names),
+            Command::Fuzz(options) => suite::fuzz(&options),
             Command::E2eList => {
                 for scenario in e2e::SCENARIOS {
                     println!("{:<44} {}", scenario.name, scenario.story);
