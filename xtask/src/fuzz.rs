@@ -142,7 +142,7 @@ fn build(workspace: &Workspace, fuzz: &Path) -> Result<Places, ProcessError> {
     carry_out(build.arg(fuzz))?;
     let seeds = workspace.target.join("fuzz").join("seeds");
     let mut seed = cargo();
-    seed.args(["run", "--quiet", "--release", "-p", "harp-fuzz", "--", "--seeds"]).arg(&seeds);
+    seed.args(["run", "--quiet", "-p", "harp-fuzz", "--", "--seeds"]).arg(&seeds);
     carry_out(&mut seed)?;
     let version = capture(Command::new("rustc").arg("-vV"), SLACK)?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
@@ -209,7 +209,7 @@ fn finding(name: &str, output: &str) -> String {
     let why = said("panicked at").or_else(|| said("ERROR: libFuzzer")).unwrap_or_default();
     let input = output.lines().find_map(|line| line.split_once("Test unit written to "));
     let input = input.map_or("", |(_, path)| path);
-    format!("{why}\n    replay: cargo run --release -p harp-fuzz -- {name} {input}")
+    format!("{why}\n    replay: cargo run -p harp-fuzz -- {name} {input}")
 }
 
 #[cfg(test)]
