@@ -10,6 +10,8 @@ use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Vie
 
 /// No group lives to count so many attempts at a view; behind it there is still a next one.
 const COUNTER_MAX: u32 = 1 << 31;
+/// Nor so many starts; the log's numbers, which begin with the start counter, never overflow.
+const START_MAX: u64 = 1 << 34;
 /// Nor so many ops; sums of them never overflow.
 const OP_MAX: u64 = 1 << 60;
 
@@ -162,7 +164,11 @@ impl<'a> Reader<'a> {
 
     /// Takes an incarnation.
     pub fn incarnation(&mut self) -> Result<Incarnation, CodecError> {
-        Ok(Incarnation { disk: self.u64()?, start: self.u64()? })
+        let (disk, start) = (self.u64()?, self.u64()?);
+        if start > START_MAX {
+            return Err(CodecError::Malformed("start counter"));
+        }
+        Ok(Incarnation { disk, start })
     }
 
     /// Takes a configuration.
@@ -517,6 +523,10 @@ mod tests {
         assert!(!read(&beyond.0.to_le_bytes()).1);
         assert!(!read(&View::new(0, 0, 1, ServerId(7)).0.to_le_bytes()).1);
         assert!(!read(&(OP_MAX + 1).to_le_bytes()).2);
+        let started = |start: u64| {
+            Reader::new(&[7, start].map(u64::to_le_bytes).concat()).incarnation().is_ok()
+        };
+        assert!(started(START_MAX) && !started(START_MAX + 1));
     }
 
     #[test]
