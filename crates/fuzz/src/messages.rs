@@ -95,6 +95,7 @@ fn on_slot(slot: &[u8]) {
     servers_are_known(durable.members, &durable.configuration);
     views_go_on(&[durable.promised, durable.formed]);
     assert!(durable.promised >= durable.formed);
+    assert!(durable.incarnation.start < 1 << 35, "the log takes no later start");
 }
 
 /// A message of each number, one with records, and a view file.
