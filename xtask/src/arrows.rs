@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("harp-bench", &["harp-wire"]),
     ("harp-sim", &["harp-node"]),
     ("harp", &["harp-node", "harp-engine", "harp-bench"]),
+    ("harp-fuzz", &["harp", "harp-node"]),
     ("xtask", &["harp-bench"]),
 ];
 

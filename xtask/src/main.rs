@@ -1,4 +1,4 @@
-//! The repository's own commands: `cargo xtask test`, `lint`, `e2e`, `sim`.
+//! The repository's own commands: `cargo xtask test`, `lint`, `e2e`, `sim`, `fuzz`.
 //! Owns: the order of the steps and the exit status.
 //! Never: linked into the product; takes part in serving files.
 //! Invariant: exits 0 only if nothing failed; what was left out is said by name.
@@ -6,6 +6,7 @@
 
 mod arrows;
 mod e2e;
+mod fuzz;
 mod guest;
 mod packages;
 mod process;
@@ -27,7 +28,10 @@ usage: cargo xtask COMMAND
   e2e [--full] [--seed N] [NAME]
                        tests on real processes; NAME selects by part of the name, N is
                        where random operations begin
-  e2e --list           names them";
+  e2e --list           names them
+  fuzz [--minutes N] [--keep] [NAME]
+                       gives each decoder, or the one called NAME, anything for N minutes (10);
+                       --keep adds inputs that reach more to fuzz/corpus";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +52,7 @@ enum Command {
     Sim,
     E2eList,
     E2e(Choice),
+    Fuzz(fuzz::Options),
     Help,
 }
 
@@ -64,6 +69,7 @@ impl Command {
             ("help" | "--help" | "-h", []) => Ok(Command::Help),
             ("e2e", [flag]) if flag == "--list" => Ok(Command::E2eList),
             ("e2e", rest) => Command::parse_e2e(rest),
+            ("fuzz", rest) => fuzz::Options::parse(rest).map(Command::Fuzz),
             ("test" | "lint" | "sim", [extra, ..]) => {
                 Err(format!("{first} takes no argument, got {extra:?}"))
             }
@@ -94,6 +100,7 @@ impl Command {
             Command::Lint => suite::lint(),
             Command::Sim => suite::sim(),
             Command::E2e(choice) => suite::e2e(&choice),
+            Command::Fuzz(options) => suite::fuzz(&options),
             Command::E2eList => {
                 for scenario in e2e::SCENARIOS {
                     println!("{:<44} {}", scenario.name, scenario.story);

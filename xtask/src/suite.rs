@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 
 use crate::arrows;
 use crate::e2e::{self, Choice};
+use crate::fuzz;
 use crate::packages;
 use crate::process::{on_path, run, tee};
 use crate::report::{Counts, Ending, Report};
@@ -53,6 +54,11 @@ pub fn e2e(choice: &Choice) -> ExitCode {
             e2e::run(workspace, report, choice);
         }
     })
+}
+
+/// Fuzzing of the decoders.
+pub fn fuzz(options: &fuzz::Options) -> ExitCode {
+    with_workspace(|workspace, report| fuzz::run(workspace, report, options))
 }
 
 fn with_workspace(steps: impl FnOnce(&Workspace, &mut Report)) -> ExitCode {

@@ -77,7 +77,7 @@ impl Generation {
     /// that this generation goes on top of: at [`Generation::begin`], or between that and its end.
     ///
     /// Errors: those of `put` and of the base; [`ImageError::NoInode`] if it lacks an inode that
-    /// was touched and is not partial.
+    /// was touched and is not partial; [`ImageError::CookieTwice`] if the records contradict each other.
     pub fn metadata(&self, base: &dyn ImageReader, put: &mut PutRow<'_>) -> Result<(), ImageError> {
         if let Some(counters) = &self.counters {
             put(&key::super_key(), Some(&counters.encode()))?;
@@ -150,7 +150,11 @@ impl Generation {
         let place = |slot: &NameSlot| (slot.dir, slot.entry.cookie);
         let mut order: Vec<_> = names.slots().iter().map(|slot| (place(slot), slot)).collect();
         order.sort_by_key(|(place, _)| *place);
+        let mut last = None;
         for (place, slot) in order {
+            if last.replace(place) == Some(place) {
+                return Err(ImageError::CookieTwice { dir: place.0, cookie: place.1 });
+            }
             let linked = slot.fate == Fate::Linked;
             let value = linked.then(|| key::cookie_value(&slot.entry, names.name(slot)));
             put(&key::cookie_key(place.0, place.1), value.as_deref())?;

@@ -69,6 +69,13 @@ pub enum ImageError {
         /// Which.
         ino: u64,
     },
+    /// Two entries of a directory that records gave the same cookie.
+    CookieTwice {
+        /// The directory.
+        dir: u64,
+        /// The cookie.
+        cookie: u64,
+    },
     /// A block whose content does not have the checksum that its record promised.
     BadBlock {
         /// Of which file.
@@ -85,6 +92,9 @@ impl std::fmt::Display for ImageError {
         match self {
             ImageError::BadRow { key } => write!(f, "the image's row {key:02x?} makes no sense"),
             ImageError::NoInode { ino } => write!(f, "the image lacks inode {ino}"),
+            ImageError::CookieTwice { dir, cookie } => {
+                write!(f, "two entries of directory {dir} have the cookie {cookie}")
+            }
             ImageError::BadBlock { ino, block } => {
                 write!(f, "block {block} of inode {ino} does not have its checksum")
             }

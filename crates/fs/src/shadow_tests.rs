@@ -5,7 +5,7 @@
 use crate::effect::EffectWriter;
 use crate::generation::Generation;
 use crate::inode::{BLOCK_BYTES, Known};
-use crate::need::{NEED_BLOCKS_MAX, Need};
+use crate::need::{ImageError, NEED_BLOCKS_MAX, Need};
 use crate::request::FileType;
 use crate::shadow::{Shadow, ShadowSettings};
 use crate::testing::{Dice, MemImage, MemLog, World};
@@ -250,4 +250,18 @@ fn random_records_leave_what_the_model_says() {
     for seed in 0..60 {
         world_runs(seed, 400);
     }
+}
+
+#[test]
+fn entries_that_were_given_the_same_cookie_are_an_error_of_the_checkpoint() {
+    let mut room = [0; 200];
+    let mut writer = EffectWriter::new(&mut room);
+    writer.unlink(1, 7, b"one");
+    writer.unlink(1, 7, b"other");
+    let len = writer.finish().unwrap();
+    let log = MemLog(room[..len].to_vec());
+    let mut shadow = Shadow::new(SETTINGS, 0);
+    shadow.apply(1, &log.0, 0, &log).unwrap();
+    let made = shadow.freeze(1).metadata(&MemImage::formatted(), &mut |_, _| Ok(()));
+    assert!(matches!(made, Err(ImageError::CookieTwice { dir: 1, cookie: 7 })), "{made:?}");
 }

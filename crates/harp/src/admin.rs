@@ -115,6 +115,34 @@ pub fn digest_answer(op: u64, status: &NodeStatus) -> Answer {
     }
 }
 
+/// What stands at the front of what an operator sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// A whole request.
+    Request(Request),
+    /// A line that is none, and why.
+    Nonsense(String),
+    /// Not a whole line yet.
+    Unfinished,
+    /// More than any line may have.
+    TooLong,
+}
+
+/// Takes the line at the front off `received`.
+pub fn take_request(received: &mut Vec<u8>) -> Line {
+    let Some(end) = received.iter().position(|byte| *byte == b'\n') else {
+        return if received.len() > LINE_BYTES_MAX { Line::TooLong } else { Line::Unfinished };
+    };
+    let request = serde_json::from_slice(&received[..end]);
+    received.drain(..=end);
+    request.map_or_else(|error: serde_json::Error| Line::Nonsense(error.to_string()), Line::Request)
+}
+
+/// Reads a server's answer, a line.
+pub fn decode_answer(line: &[u8]) -> serde_json::Result<Answer> {
+    serde_json::from_slice(line)
+}
+
 struct Admin {
     socket: OwnedFd,
     line: Vec<u8>,
@@ -200,18 +228,15 @@ impl Admins {
     /// The request that a connection's first whole line is.
     fn take_line(&mut self, slot: usize, poller: &Poller) -> Option<Asked> {
         let admin = self.slots[slot].as_mut()?;
-        let Some(end) = admin.line.iter().position(|byte| *byte == b'\n') else {
-            if admin.line.len() > LINE_BYTES_MAX {
+        match take_request(&mut admin.line) {
+            Line::Request(request) => Some(Asked { slot, request }),
+            Line::Unfinished => None,
+            Line::TooLong => {
                 self.slots[slot] = None;
+                None
             }
-            return None;
-        };
-        let request = serde_json::from_slice(&admin.line[..end]);
-        admin.line.drain(..=end);
-        match request {
-            Ok(request) => Some(Asked { slot, request }),
-            Err(error) => {
-                self.answer(slot, &Answer::Error(error.to_string()), poller);
+            Line::Nonsense(why) => {
+                self.answer(slot, &Answer::Error(why), poller);
                 None
             }
         }
@@ -262,7 +287,7 @@ pub fn converse(mut stream: impl Read + Write, request: Request) -> std::io::Res
     stream.write_all(&line)?;
     let mut answer = Vec::new();
     BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut answer)?;
-    serde_json::from_slice(&answer).map_err(std::io::Error::from)
+    decode_answer(&answer).map_err(std::io::Error::from)
 }
 
 #[cfg(test)]

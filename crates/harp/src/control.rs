@@ -166,10 +166,15 @@ pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> Packet<M> {
             with = fds.into_iter().next_back();
         }
     }
-    match serde_json::from_slice(&bytes[..count]) {
-        Ok(message) => Packet::Message(message, with),
-        Err(_) => Packet::Garbled,
+    match decode(&bytes[..count]) {
+        Some(message) => Packet::Message(message, with),
+        None => Packet::Garbled,
     }
+}
+
+/// The message in a packet, if it is one.
+pub fn decode<M: DeserializeOwned>(packet: &[u8]) -> Option<M> {
+    serde_json::from_slice(packet).ok()
 }
 
 #[cfg(test)]

@@ -63,23 +63,51 @@ impl Http {
     }
 }
 
+/// What the bytes of a request's head are so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// More is to come.
+    Unfinished,
+    /// Longer than any head may be.
+    TooLong,
+    /// `GET /status`.
+    Status,
+    /// Something else.
+    Other,
+}
+
+impl Head {
+    /// Looks for the empty line that ends a head.
+    pub fn of(bytes: &[u8]) -> Head {
+        if bytes.len() > HEAD_BYTES_MAX {
+            Head::TooLong
+        } else if !bytes.windows(4).any(|four| four == b"\r\n\r\n") {
+            Head::Unfinished
+        } else if bytes.starts_with(b"GET /status ") {
+            Head::Status
+        } else {
+            Head::Other
+        }
+    }
+}
+
 fn answer(mut stream: TcpStream, config: &Config) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut head = Vec::new();
+    let mut received = Vec::new();
     let mut bytes = [0; 1024];
-    while !head.windows(4).any(|four| four == b"\r\n\r\n") {
+    let (status, body) = loop {
         let count = stream.read(&mut bytes)?;
-        head.extend_from_slice(&bytes[..count]);
-        if count == 0 || head.len() > HEAD_BYTES_MAX {
-            return Ok(());
+        received.extend_from_slice(&bytes[..count]);
+        match Head::of(&received) {
+            Head::Unfinished if count > 0 => {}
+            Head::Unfinished | Head::TooLong => return Ok(()),
+            Head::Status => break ("200 OK", status::json(&status::gather(config)) + "\n"),
+            Head::Other => {
+                break ("404 Not Found", "{\"error\":\"only GET /status\"}\n".to_string());
+            }
         }
-    }
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let (status, body) = match line.strip_prefix(b"GET /status ") {
-        Some(_) => ("200 OK", status::json(&status::gather(config)) + "\n"),
-        None => ("404 Not Found", "{\"error\":\"only GET /status\"}\n".to_string()),
     };
     let length = body.len();
     write!(

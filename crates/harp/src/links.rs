@@ -423,8 +423,8 @@ fn receive_frames(
     }
 }
 
-/// Delivers the whole frames at the front of `received`; `false`: a frame is too long.
-fn split_frames(
+/// Delivers the whole frames at the front of `received` and takes them off it; `false`: a frame is too long.
+pub fn split_frames(
     received: &mut Vec<u8>,
     from: ServerId,
     mut deliver: impl FnMut(ServerId, &[u8]),

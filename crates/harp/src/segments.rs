@@ -85,9 +85,12 @@ fn read_list(dir: &Path) -> io::Result<Option<BTreeSet<u64>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let numbers = text.lines().map(|line| line.parse());
-    let listed: Result<BTreeSet<u64>, _> = numbers.collect();
-    listed.map(Some).map_err(|_| io::ErrorKind::InvalidData.into())
+    parse_list(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Reads the list of segments: a number a line. `None`: a line is no number.
+pub fn parse_list(text: &str) -> Option<BTreeSet<u64>> {
+    text.lines().map(|line| line.parse().ok()).collect()
 }
 
 fn write_list(dir: &Path, listed: &BTreeSet<u64>) -> io::Result<()> {

@@ -31,13 +31,16 @@ pub struct LogSettings {
     pub start: u64,
 }
 
+/// Start counters are below this, so that generations, and sums of them, never overflow.
+pub(crate) const STARTS_MAX: u64 = 1 << 35;
+
 impl LogSettings {
     pub(crate) fn check(&self, ring: &Ring) {
         assert!(self.segment_bytes.is_power_of_two(), "a segment's length is a power of two");
         assert!(self.segment_bytes >= 4 * BLOCK_BYTES, "a segment has at least four blocks");
         assert!(self.segment_bytes <= ring.len(), "a segment fits into the ring");
         assert!(self.disk_bytes() >= ring.len(), "the disk holds at least what the ring holds");
-        assert!(self.start < 1 << 36, "start counters are below 2^36");
+        assert!(self.start < STARTS_MAX, "start counters are below {STARTS_MAX}");
     }
 
     pub(crate) fn disk_bytes(&self) -> u64 {
@@ -189,17 +192,23 @@ impl Log {
         begin_op: u64,
         out: &mut Vec<DiskCommand>,
     ) -> Log {
-        let mut log = Log::forgotten(ring, settings, 0);
+        let mut log = Log::forgotten(ring, settings, 0, 0);
         log.reset(begin_op, out);
         log
     }
 
-    /// A log that must be reset. `sequence`: of the newest head on the disk.
-    pub(crate) fn forgotten(ring: Ring, settings: LogSettings, sequence: u64) -> Log {
+    /// A log that must be reset. `sequence`: of the newest head on the disk; `generation`: of the newest log.
+    pub(crate) fn forgotten(
+        ring: Ring,
+        settings: LogSettings,
+        sequence: u64,
+        generation: u64,
+    ) -> Log {
         let seam = Seam { pos: 0, op: 0, chain: Some(0), prev_header: 0 };
         let body = Body::new(ring.clone(), settings.segment_bytes, 0, seam);
         let head = Head::of(&body, &settings, sequence);
         let mut log = Log::of(ring, settings, body, head);
+        log.generation_last = generation;
         log.amnesia = true;
         log
     }

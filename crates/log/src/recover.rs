@@ -8,9 +8,10 @@ use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
 use crate::body::{Body, Seam};
 use crate::disk::{DiskError, LogDisk, SlotFile};
 use crate::head::{Head, NUMBER_MAX};
-use crate::log::{Log, LogSettings};
+use crate::log::{Log, LogSettings, STARTS_MAX};
 use crate::record::{RawRecord, RawRecords};
 use crate::ring::{LogPos, Ring};
+use crate::swap::generations_of;
 
 /// The walk reads this much at a time.
 const READ_BYTES_MAX: u64 = 1 << 20;
@@ -31,6 +32,13 @@ pub enum AmnesiaWhy {
         segment_bytes: u64,
         /// Number of segments in the head.
         segments_max: u64,
+    },
+    /// The log was written in a later start than this one: the start counter went back.
+    LaterStart {
+        /// The start counter that the log names.
+        found: u64,
+        /// That of this start.
+        start: u64,
     },
     /// A segment that was in use is gone.
     SegmentMissing {
@@ -56,6 +64,11 @@ impl std::fmt::Display for AmnesiaWhy {
             AmnesiaWhy::Geometry { segment_bytes, segments_max } => {
                 write!(f, "the log on disk has {segments_max} segments of {segment_bytes} bytes")
             }
+            AmnesiaWhy::LaterStart { found, start } => write!(
+                f,
+                "the log was written in start {found} of this server, and this is only start {start}: \
+                 its view file is older than its log"
+            ),
             AmnesiaWhy::SegmentMissing { name } => write!(f, "the log's segment {name} is missing"),
             AmnesiaWhy::Unreadable(error) => write!(f, "the log cannot be read: {error}"),
             AmnesiaWhy::Damaged { at, mark } => {
@@ -110,18 +123,23 @@ pub fn recover(
     settings: LogSettings,
 ) -> Result<Recovered, DiskError> {
     settings.check(&ring);
-    let mut sequence = 0;
-    let stop = match read_head(disk, &settings, &mut sequence) {
+    // The highest ones found: of a head's write, and of a log.
+    let (mut sequence, mut generation) = (0, 0);
+    let stop = match read_head(disk, &settings, &mut sequence, &mut generation) {
         Ok(head) => match Walk::new(disk, ring.clone(), settings, head).run() {
             Ok(recovered) => return Ok(recovered),
             Err(stop) => stop,
         },
         Err(stop) => stop,
     };
+    if let Stop::NotIntact(AmnesiaWhy::LaterStart { found, .. }) = &stop {
+        // It may have numbered logs that no head names any more.
+        generation = generation.max(generations_of(*found).end);
+    }
     match stop {
         Stop::Crash(error) => Err(error),
         Stop::NotIntact(why) => Ok(Recovered {
-            log: Log::forgotten(ring, settings, sequence),
+            log: Log::forgotten(ring, settings, sequence, generation),
             verdict: Verdict::Amnesia(why),
             cp_known: 0,
             end: LogPos(0),
@@ -129,12 +147,13 @@ pub fn recover(
     }
 }
 
-/// Finds the newest valid head and sees to it that both slots hold it. `sequence` becomes the highest one
-/// found.
+/// Finds the newest valid head and sees to it that both slots hold it. `sequence` and `generation` become the
+/// highest ones found.
 fn read_head(
     disk: &mut dyn LogDisk,
     settings: &LogSettings,
     sequence: &mut u64,
+    generation: &mut u64,
 ) -> Result<Head, Stop> {
     let mut missing = true;
     let mut heads: [Option<Head>; 2] = [None, None];
@@ -147,6 +166,7 @@ fn read_head(
     let why = if missing { AmnesiaWhy::HeadMissing } else { AmnesiaWhy::HeadInvalid };
     let mut head = newest.ok_or(Stop::NotIntact(why))?;
     *sequence = head.sequence;
+    *generation = heads.iter().flatten().map(|head| head.generation).max().unwrap_or(0);
     let Head { segment_bytes, segments_max, .. } = head;
     if segment_bytes != settings.segment_bytes || segments_max > settings.segments_max {
         return Err(Stop::NotIntact(AmnesiaWhy::Geometry { segment_bytes, segments_max }));
@@ -163,6 +183,16 @@ fn read_head(
         disk.write_slot(SlotFile::LogHead, slot, &head.to_bytes()).map_err(Stop::Crash)?;
     }
     Ok(head)
+}
+
+impl LogSettings {
+    /// What a later start wrote is not to be added to: its batches would not take ours for their successors.
+    fn not_from_later(&self, found: u64) -> Result<(), Stop> {
+        if found > self.start {
+            return Err(Stop::NotIntact(AmnesiaWhy::LaterStart { found, start: self.start }));
+        }
+        Ok(())
+    }
 }
 
 struct Walk<'a> {
@@ -255,7 +285,7 @@ impl<'a> Walk<'a> {
             && header.pos == pos
             && header.first_op == self.body.end() + 1
             && header.prev_header == self.body.tail.prev_header
-            && header.start >= self.start
+            && (self.start..STARTS_MAX).contains(&header.start)
             && header.durable_mark <= pos
             && header.durable_mark.is_multiple_of(BLOCK_BYTES)
             && header.padded_bytes() <= segment_end - pos
@@ -314,6 +344,7 @@ impl<'a> Walk<'a> {
             self.body.push_record(at, record.crc);
             at += record.len as u64;
         }
+        self.settings.not_from_later(header.start)?;
         self.body.push_batch(pos, bytes, header.crc);
         self.body.forget_below((pos + bytes).saturating_sub(self.ring.len()));
         self.start = header.start;

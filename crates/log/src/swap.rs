@@ -12,6 +12,11 @@ use crate::log::{Log, LogFull, LogSettings};
 /// A head is written once so many segments are free: few, for what is used again soon is cheap to write to.
 const TRIMMED_SEGMENTS: u64 = 2;
 
+/// The generations of the logs that a start begins: its counter, then a count.
+pub(crate) fn generations_of(start: u64) -> std::ops::Range<u64> {
+    start << 24..(start + 1) << 24
+}
+
 impl Head {
     /// The head of `body`, untagged.
     pub(crate) fn of(body: &Body, settings: &LogSettings, sequence: u64) -> Head {
@@ -35,7 +40,8 @@ impl Head {
 
 impl Log {
     fn next_generation(&mut self) -> u64 {
-        self.generation_last = self.generation_last.max(self.settings.start << 24) + 1;
+        let first = generations_of(self.settings.start).start;
+        self.generation_last = self.generation_last.max(first) + 1;
         self.generation_last
     }
 

@@ -114,6 +114,29 @@ fn log_a_missing_head_is_amnesia_never_an_empty_log() {
 }
 
 #[test]
+fn log_of_a_later_start_is_amnesia_and_its_batches_are_never_taken_for_new_ones() {
+    // A view file from a backup: the start counter goes back, so that new batches would not follow old ones.
+    let mut server = small();
+    server.settings.start = 7;
+    server.append_batches(&[300]);
+    let recovered = server.restart();
+    server.go_on(recovered);
+    server.append_batches(&[300, 300]);
+    for (found, start) in [(8, 7), (8, 3)] {
+        server.settings.start = start - 1;
+        let recovered = server.restart();
+        let later = AmnesiaWhy::LaterStart { found, start };
+        assert_eq!(recovered.verdict, Verdict::Amnesia(later));
+        server.log = recovered.log;
+    }
+    // The log made anew is not one that was there before, though this start may have numbered one alike.
+    let old = server.generation;
+    server.log.reset(1, &mut server.out);
+    server.run_all();
+    assert!(server.log.current().generation() > old);
+}
+
+#[test]
 fn log_one_damaged_head_slot_takes_nothing_back() {
     for slot in 0..2 {
         let mut server = small();

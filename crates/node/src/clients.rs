@@ -207,6 +207,9 @@ impl ClientTable {
                 let (clock, log_time) = value.split_first_chunk::<8>()?;
                 table.clock = u64::from_le_bytes(*clock);
                 table.log_time = u64::from_le_bytes(log_time.try_into().ok()?);
+                if table.clock > table.log_time {
+                    return None; // the table's time never runs ahead of the log's
+                }
                 continue;
             }
             let (name, at) = parse_key(key)?;
@@ -425,6 +428,29 @@ mod tests {
         log.record(&mut [&mut table], at, &stamp(3, 3), b"r");
         assert_eq!(table.find(&stamp(1, 1).key), None);
         assert!(log.rows(&mut table).contains(&(row_key(1, 0).to_vec(), None)));
+    }
+
+    #[test]
+    fn rows_that_no_table_writes_are_refused() {
+        let mut table = ClientTable::default();
+        let mut log = Log::default();
+        log.record(&mut [&mut table], (1, 5), &stamp(1, 1), b"r");
+        log.record(&mut [&mut table], (2, 9), &stamp(1, 2), b"r");
+        let rows: Vec<_> =
+            log.rows(&mut table).into_iter().map(|(key, value)| (key, value.unwrap())).collect();
+        let load = |rows: &[(Vec<u8>, Vec<u8>)]| {
+            ClientTable::load(2, rows.iter().map(|(k, v)| (&k[..], &v[..]))).is_some()
+        };
+        assert!(load(&rows));
+        assert!(!load(&rows[2..]), "the first reply is missing");
+        let mut ahead = rows.clone();
+        ahead[0].1[..8].copy_from_slice(&10u64.to_le_bytes());
+        assert!(!load(&ahead), "a time ahead of the log's");
+        for row in 0..rows.len() {
+            let mut short = rows.clone();
+            short[row].1.truncate(15);
+            assert!(!load(&short));
+        }
     }
 
     #[test]

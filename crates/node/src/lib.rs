@@ -5,7 +5,7 @@
 mod api;
 mod apply;
 mod boot;
-mod clients;
+pub mod clients;
 mod export;
 mod gather;
 mod jobs;
@@ -14,7 +14,7 @@ mod offline;
 mod part;
 mod peers;
 mod rebuild;
-mod record;
+pub mod record;
 mod serve;
 mod space;
 

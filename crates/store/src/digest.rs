@@ -5,7 +5,7 @@
 //! Source: README.md, `harp verify`.
 
 use crate::reader::{READ_BLOCKS_MAX, check};
-use crate::runs::{Mark, Span, parse_run};
+use crate::runs::{Apart, Mark, Span, parse_run};
 use crate::seal;
 use crate::space::{PAGE_BLOCKS, PAGE_BYTES};
 use crate::{
@@ -160,6 +160,7 @@ struct Scrub<'r, D> {
     disk: &'r D,
     disk_blocks: u64,
     data: Vec<u8>,
+    apart: Apart,
     mapped: Bits,
     used: Bits,
     report: ScrubReport,
@@ -171,6 +172,7 @@ impl<'r, D: Disk> Scrub<'r, D> {
             disk,
             disk_blocks: disk.blocks(),
             data: Vec::new(),
+            apart: Apart::default(),
             mapped: Bits::default(),
             used: Bits::default(),
             report: ScrubReport::default(),
@@ -209,6 +211,7 @@ impl<'r, D: Disk> Scrub<'r, D> {
         show: &mut dyn FnMut(Damage),
     ) -> Result<(), StoreError> {
         let (span, crcs) = parse_run((key, sealed))?;
+        self.apart.check(&span)?;
         if span.extent().end() > self.disk_blocks {
             return Err(Damage::Missing { what: "a data segment in use" }.into());
         }

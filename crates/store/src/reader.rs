@@ -5,7 +5,7 @@
 //! Source: docs/disk-format.md.
 
 use crate::epochs::Epoch;
-use crate::runs::{BLOCK_INDEX_MAX, Mark, Span, hidden, map_key, parse_run};
+use crate::runs::{Apart, BLOCK_INDEX_MAX, Mark, Span, hidden, map_key, parse_run};
 use crate::seal::{self, Head};
 use crate::store::Shared;
 use crate::{
@@ -170,8 +170,10 @@ impl<E: Engine, D: Disk> Reader<E, D> {
         show: &mut ShowSpan<'_>,
     ) -> Result<(), StoreError> {
         let mut marks: (u64, Vec<Mark>) = (from.0, self.marks(from.0)?);
+        let mut apart = Apart::default();
         self.snapshot.scan(Table::Map, &map_key(from.0, from.1), &mut |key, sealed| {
             let (span, crcs) = parse_run((key, sealed))?;
+            apart.check(&span)?;
             if marks.0 != span.file {
                 marks = (span.file, self.marks(span.file)?);
             }
@@ -198,11 +200,13 @@ impl<E: Engine, D: Disk> Reader<E, D> {
         assert!(first <= BLOCK_INDEX_MAX);
         let last = first.saturating_add(count - 1).min(BLOCK_INDEX_MAX);
         let marks = self.marks(file)?;
+        let mut apart = Apart::default();
         self.snapshot.scan(Table::Map, &map_key(file, first), &mut |key, sealed| {
             let (span, crcs) = parse_run((key, sealed))?;
             if span.file != file || span.first > last {
                 return Ok(Walk::Stop);
             }
+            apart.check(&span)?;
             if !hidden(&span, &marks) {
                 let part = span.part(span.first.max(first), span.last().min(last));
                 let skip = (part.first - span.first) as usize;

@@ -6,7 +6,7 @@
 //! Source: docs/disk-format.md.
 
 use crate::seal::{self, Fields};
-use crate::{Block, Entry, Extent, StoreError, Table};
+use crate::{Block, Damage, Entry, Extent, StoreError, Table};
 
 /// Blocks in a run at most: its value stays small enough to share an engine page.
 pub(crate) const RUN_BLOCKS_MAX: usize = 128;
@@ -113,6 +113,23 @@ pub(crate) fn parse_run(entry: Entry<'_>) -> Result<(Span, Crcs<'_>), StoreError
     Ok((Span { file, first: last - (count - 1), count, position, op }, Crcs(crcs)))
 }
 
+/// Notices runs of one file that share a block, where they are read in the order of their keys.
+#[derive(Debug, Default)]
+pub(crate) struct Apart {
+    /// File and last block of the run before.
+    before: Option<(u64, u64)>,
+}
+
+impl Apart {
+    pub fn check(&mut self, span: &Span) -> Result<(), StoreError> {
+        let before = self.before.replace((span.file, span.last()));
+        if before.is_some_and(|(file, last)| file == span.file && span.first <= last) {
+            return Err(Damage::Contradiction { what: "two runs of a file share a block" }.into());
+        }
+        Ok(())
+    }
+}
+
 /// A durable mark: what was written before `op` at or after block `first` of `file` is not there,
 /// though its blocks are not freed yet. At most one mark governs a block: the one with the
 /// greatest `first` at or before it. Of two marks of a file the one with the greater `first`
@@ -176,5 +193,15 @@ mod tests {
         assert!(parse_run((&key, &sealed)).is_err());
         seal::seal(Table::Map, &key, &value[..RUN_HEAD_BYTES], &mut sealed);
         assert!(parse_run((&key, &sealed)).is_err());
+    }
+
+    #[test]
+    fn runs_of_a_file_that_share_a_block_are_damage() {
+        let span = |file, first, count| Span { file, first, count, position: 0, op: 1 };
+        let mut apart = Apart::default();
+        for sound in [span(7, 0, 3), span(7, 3, 1), span(8, 0, 9)] {
+            apart.check(&sound).unwrap();
+        }
+        assert!(matches!(apart.check(&span(8, 8, 4)), Err(StoreError::Damaged(_))));
     }
 }

@@ -9,6 +9,13 @@ use crate::message::{
 use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
 
+/// No group lives to count so many attempts at a view; behind it there is still a next one.
+const COUNTER_MAX: u32 = 1 << 31;
+/// Nor so many starts; the log's numbers, which begin with the start counter, never overflow.
+const START_MAX: u64 = 1 << 34;
+/// Nor so many ops; sums of them never overflow.
+const OP_MAX: u64 = 1 << 60;
+
 /// Bytes that are not what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodecError {
@@ -158,7 +165,11 @@ impl<'a> Reader<'a> {
 
     /// Takes an incarnation.
     pub fn incarnation(&mut self) -> Result<Incarnation, CodecError> {
-        Ok(Incarnation { disk: self.u64()?, start: self.u64()? })
+        let (disk, start) = (self.u64()?, self.u64()?);
+        if start > START_MAX {
+            return Err(CodecError::Malformed("start counter"));
+        }
+        Ok(Incarnation { disk, start })
     }
 
     /// Takes a configuration.
@@ -167,15 +178,33 @@ impl<'a> Reader<'a> {
         for disk in &mut disks {
             *disk = self.u64()?;
         }
-        Ok(Configuration { disks, needs_image: ServerSet(self.u8()?) })
+        Ok(Configuration { disks, needs_image: self.servers()? })
+    }
+
+    /// Takes a set of servers.
+    pub fn servers(&mut self) -> Result<ServerSet, CodecError> {
+        match self.u8()? {
+            bits if bits >> SERVERS_MAX != 0 => Err(CodecError::Malformed("set of servers")),
+            bits => Ok(ServerSet(bits)),
+        }
+    }
+
+    /// Takes a view.
+    pub fn view(&mut self) -> Result<View, CodecError> {
+        let view = View(self.u64()?);
+        let named = view.coordinator().index() < SERVERS_MAX;
+        if named && view.counter() <= COUNTER_MAX {
+            Ok(view)
+        } else {
+            Err(CodecError::Malformed("view"))
+        }
     }
 
     fn op(&mut self) -> Result<Op, CodecError> {
-        Ok(Op(self.u64()?))
-    }
-
-    fn view(&mut self) -> Result<View, CodecError> {
-        Ok(View(self.u64()?))
+        match self.u64()? {
+            op if op > OP_MAX => Err(CodecError::Malformed("op")),
+            op => Ok(Op(op)),
+        }
     }
 
     fn nanos(&mut self) -> Result<Nanos, CodecError> {
@@ -318,7 +347,7 @@ fn encode_report(report: &Report, w: &mut Writer) {
 }
 
 fn decode_report(r: &mut Reader<'_>) -> Result<Report, CodecError> {
-    let (formed, members) = (r.view()?, ServerSet(r.u8()?));
+    let (formed, members) = (r.view()?, r.servers()?);
     let (has_log, begin, end, cp) = (r.flag()?, r.op()?, r.op()?, r.op()?);
     let (has_image, lb) = (r.flag()?, r.op()?);
     Ok(Report {
@@ -336,12 +365,12 @@ fn decode_report(r: &mut Reader<'_>) -> Result<Report, CodecError> {
 }
 
 fn decode_presence(r: &mut Reader<'_>) -> Result<Presence, CodecError> {
-    let (promised, formed, members) = (r.view()?, r.view()?, ServerSet(r.u8()?));
+    let (promised, formed, members) = (r.view()?, r.view()?, r.servers()?);
     let (serving, normal) = (r.flag()?, r.flag()?);
     let (cp, lb, glb) = (r.op()?, r.op()?, r.op()?);
     let (loads, at) = (r.flag()?, r.op()?);
     let (loading, configuration) = (loads.then_some(at), r.configuration()?);
-    let room = Room { op: r.op()?, blocks: r.u64()?, more_blocks: r.u64()?, grows: r.flag()? };
+    let room = Room { op: Op(r.u64()?), blocks: r.u64()?, more_blocks: r.u64()?, grows: r.flag()? };
     Ok(Presence {
         promised,
         formed,
@@ -365,7 +394,7 @@ fn decode_message(r: &mut Reader<'_>) -> Result<Message, CodecError> {
         number::DECLINE => Message::Decline { view: r.view()?, promised: r.view()? },
         number::INSTALL => Message::Install(Install {
             view: r.view()?,
-            members: ServerSet(r.u8()?),
+            members: r.servers()?,
             adopted: r.view()?,
             holder: r.server()?,
             begin: r.op()?,
@@ -432,7 +461,7 @@ mod tests {
             configuration,
             settled: Configuration { needs_image: ServerSet::EMPTY, ..configuration },
         };
-        let (view, op) = (View(77), Op(5));
+        let (view, op) = (View::new(0, 1, 7, ServerId(2)), Op(5));
         vec![
             Message::Presence(Presence {
                 promised: view,
@@ -450,7 +479,7 @@ mod tests {
             Message::Invite { view },
             Message::Promise { view, report },
             Message::Promise { view, report: Report { log: None, image: None, ..report } },
-            Message::Decline { view, promised: View(90) },
+            Message::Decline { view, promised: View::new(0, 1, 9, ServerId(1)) },
             Message::Install(Install {
                 view,
                 members: ServerSet(3),
@@ -509,6 +538,27 @@ mod tests {
             bytes.extend_from_slice(b"records");
             assert_eq!(Envelope::decode(&bytes), Ok((envelope, &b"records"[..])));
         }
+    }
+
+    #[test]
+    fn servers_views_and_ops_that_no_group_has_are_refused() {
+        let read = |bytes: &[u8; 8]| {
+            let r = || Reader::new(bytes);
+            (r().servers().is_ok(), r().view().is_ok(), r().op().is_ok())
+        };
+        let last = View::new(u8::MAX, u16::MAX, COUNTER_MAX, ServerId(6));
+        assert_eq!(read(&[0x7f, 0, 0, 0, 0, 0, 0, 0]), (true, false, true));
+        assert_eq!(read(&[0x80, 0, 0, 0, 0, 0, 0, 0]), (false, false, true));
+        assert_eq!(read(&last.0.to_le_bytes()), (true, true, false));
+        assert_eq!(last.next(ServerId(0)).counter(), COUNTER_MAX + 1);
+        let beyond = View::new(0, 0, COUNTER_MAX + 1, ServerId(0));
+        assert!(!read(&beyond.0.to_le_bytes()).1);
+        assert!(!read(&View::new(0, 0, 1, ServerId(7)).0.to_le_bytes()).1);
+        assert!(!read(&(OP_MAX + 1).to_le_bytes()).2);
+        let started = |start: u64| {
+            Reader::new(&[7, start].map(u64::to_le_bytes).concat()).incarnation().is_ok()
+        };
+        assert!(started(START_MAX) && !started(START_MAX + 1));
     }
 
     #[test]

@@ -53,9 +53,9 @@ impl Durable {
         let durable = Durable {
             group: r.array()?,
             incarnation: r.incarnation()?,
-            promised: View(r.u64()?),
-            formed: View(r.u64()?),
-            members: ServerSet(r.u8()?),
+            promised: r.view()?,
+            formed: r.view()?,
+            members: r.servers()?,
             log_void: r.flag()?,
             configuration: r.configuration()?,
         };
@@ -81,13 +81,14 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ServerId;
 
     fn sample() -> Durable {
         Durable {
             group: [7; 16],
             incarnation: Incarnation { disk: 9, start: 3 },
-            promised: View(500),
-            formed: View(400),
+            promised: View::new(0, 1, 5, ServerId(0)),
+            formed: View::new(0, 1, 4, ServerId(1)),
             members: ServerSet(0b101),
             log_void: false,
             configuration: Configuration {
@@ -99,7 +100,8 @@ mod tests {
 
     #[test]
     fn the_newest_whole_slot_counts() {
-        let (old, new) = (sample(), Durable { promised: View(600), ..sample() });
+        let (old, new) =
+            (sample(), Durable { promised: View::new(0, 1, 6, ServerId(0)), ..sample() });
         let (a, b) = (old.encode(1), new.encode(2));
         assert_eq!(Durable::newest([Some(&a), Some(&b)]), Some((new, 2)));
         let mut torn = b.clone();

@@ -10,6 +10,7 @@ pub mod nfs3;
 pub mod portmap;
 pub mod record;
 pub mod rpc;
+pub mod samples;
 pub mod xdr;
 
 pub use harp_fs::request;
@@ -18,5 +19,3 @@ pub use harp_fs::request;
 mod hostile;
 #[cfg(test)]
 mod oracle;
-#[cfg(test)]
-mod samples;

@@ -1,6 +1,6 @@
-//! Samples of every request and every result, for the tests of this crate.
+//! Samples of every request and every result: what the tests begin from, here and where decoders are fuzzed.
 //! Owns: at least one value per variant and per branch of the wire format.
-//! Never: leaves the tests.
+//! Never: used by a server.
 //! Invariant: every procedure occurs, every result in success and in failure.
 //! Source: RFC 1813.
 
@@ -8,11 +8,16 @@ use harp_fs::request::*;
 
 use crate::nfs3::proc;
 
+/// A handle of an odd length.
 pub const HANDLE: &[u8] = &[0xa5; 33];
+/// A handle of the greatest length.
 pub const OTHER: &[u8] = &[0x5a; 64];
+/// A name in a directory.
 pub const FROM: DirName<'static> = DirName { dir: HANDLE, name: b"a name" };
+/// Another, of bytes that are no text.
 pub const TO: DirName<'static> = DirName { dir: OTHER, name: b"\xff\0/not utf-8" };
 
+/// Attributes to be set, each in another way.
 pub const SET: SetAttr = SetAttr {
     mode: Some(0o4755),
     uid: Some(1000),
@@ -22,6 +27,7 @@ pub const SET: SetAttr = SetAttr {
     mtime: SetTime::ToClient(Time { seconds: u32::MAX, nanos: 999_999_999 }),
 };
 
+/// Requests of every procedure.
 pub fn requests() -> Vec<Request<'static>> {
     use Request::*;
     let none = harp_fs::request::SetAttr::default();
@@ -67,6 +73,7 @@ pub fn requests() -> Vec<Request<'static>> {
     all
 }
 
+/// Attributes of a file.
 pub const ATTR: Attributes = Attributes {
     kind: FileType::Regular,
     mode: 0o644,
@@ -83,12 +90,14 @@ pub const ATTR: Attributes = Attributes {
     ctime: Time { seconds: 5, nanos: 999_999_999 },
 };
 
+/// What a reply tells of the time before.
 pub const BEFORE: BeforeAttr = BeforeAttr {
     size: 12,
     mtime: Time { seconds: 13, nanos: 14 },
     ctime: Time { seconds: 15, nanos: 16 },
 };
 
+/// A directory's listing, with attributes and handles if `plus`.
 pub fn listing(plus: bool) -> Listing {
     let mut listing = Listing { verifier: *b"constant", end: true, ..Listing::default() };
     for (i, name) in [&b"."[..], b"four", b"a longer name"].into_iter().enumerate() {
@@ -133,6 +142,7 @@ fn modifying_responses(all: &mut Vec<(u32, Response)>) {
     }
 }
 
+/// Results of every procedure, with its number.
 pub fn responses() -> Vec<(u32, Response)> {
     use Status::*;
     let mut all = vec![(proc::NULL, Response::Null)];
@@ -167,6 +177,7 @@ pub fn responses() -> Vec<(u32, Response)> {
     all
 }
 
+/// An answer of FSSTAT.
 pub const FS_STAT: FsStat = FsStat {
     total_bytes: 1 << 40,
     free_bytes: 2,
@@ -177,6 +188,7 @@ pub const FS_STAT: FsStat = FsStat {
     invar_seconds: 7,
 };
 
+/// An answer of FSINFO.
 pub const FS_INFO: FsInfo = FsInfo {
     read_max: 1,
     read_preferred: 2,
@@ -190,6 +202,7 @@ pub const FS_INFO: FsInfo = FsInfo {
     properties: 0x1b,
 };
 
+/// An answer of PATHCONF.
 pub const PATH_CONF: PathConf = PathConf {
     link_max: 32_000,
     name_max: 255,
