@@ -221,7 +221,7 @@ impl Profile {
         profile.draw_clients(rng);
         profile.image_part_bytes = *rng.pick(&[1 << 10, 4 << 10, 16 << 10, 256 << 10]);
         if rng.chance(200) {
-            profile.store_blocks = rng.between(120, 600);
+            profile.store_blocks = rng.between(60, 200);
         }
         profile
     }
