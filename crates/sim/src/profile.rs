@@ -225,7 +225,7 @@ impl Profile {
         profile.image_part_bytes = *rng.pick(&[1 << 10, 4 << 10, 16 << 10, 256 << 10]);
         profile.access_times = *rng.pick(&[AccessTimes::Relative, AccessTimes::Off]);
         if rng.chance(200) {
-            profile.store_blocks = rng.between(120, 600);
+            profile.store_blocks = rng.between(60, 200);
         }
         profile
     }

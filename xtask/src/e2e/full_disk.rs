@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 use super::group::{Group, GroupStatus};
 use super::raw::{Action, Handle, RawClient};
@@ -226,6 +226,17 @@ fn free_mib(client: &mut RawClient) -> Result<u64, E2eError> {
     Ok(free >> 20)
 }
 
+/// A copy dies and comes back on the full disk. Returns the processes from then on.
+fn restart_one(context: &Context<'_>, group: &Group<'_>) -> Result<Vec<(String, Pid)>, E2eError> {
+    let (name, begun) = ("b", Instant::now());
+    let server = group.server(name)?;
+    group.signal(server, Signal::KILL)?;
+    group.wait_gone(name, server)?;
+    group.wait_settled()?;
+    context.say(format!("{name} died and was back on the full disk after {:.1?}", begun.elapsed()));
+    group.servers()
+}
+
 /// First another process takes all the space that there is, then the group's own files do.
 pub fn full_disk_refuses_writes_and_lets_removes_go_on(
     context: &Context<'_>,
@@ -233,7 +244,6 @@ pub fn full_disk_refuses_writes_and_lets_removes_go_on(
     let disk = SmallDisk::mount(&context.work)?;
     let group = Group::start_in(context, 2, disk.at.join("group"))?;
     group.wait_settled()?;
-    let servers = group.servers()?;
     let mut client = RawClient::connect(group.nfs)?;
     let kept = create(&mut client, "kept")?;
     let block = [7; 4096];
@@ -241,8 +251,8 @@ pub fn full_disk_refuses_writes_and_lets_removes_go_on(
     let (left, free) = (disk.left()? >> 20, free_mib(&mut client)?);
     context.say(format!("{left} MiB left on the disk, {free} MiB free as clients see it"));
     filled_by_others(context, &disk, &group, &mut client, &kept)?;
-    still_up(&group, &servers, "after others filled the disk")?;
     group.verify()?;
+    let servers = group.servers()?;
     filled_by_itself(context, &disk, &mut client)?;
     still_up(&group, &servers, "after the group filled the disk")?;
     group.verify()
@@ -275,6 +285,7 @@ fn filled_by_others(
     expect(client, Action::Rename("kept", "one-more"), NO_SPACE)?;
     expect(client, Action::SetLength(kept, 10 << 20), NO_SPACE)?;
     still_up(group, &servers, "while the disk is full")?;
+    let servers = restart_one(context, group)?;
     expect(client, Action::SetLength(kept, 100), OK)?;
     expect(client, Action::Remove("squeezed0"), OK)?;
     let begun = Instant::now();
