@@ -120,7 +120,7 @@ pub fn open(dir: &Path) -> Result<OfflineServer, HarpError> {
 fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<String>), HarpError> {
     let opened = FileLogDisk::open(dir, SEGMENT_BYTES, SEGMENTS_MAX);
     let mut disk = opened.map_err(|error| HarpError::file("open the log in", dir, error))?;
-    let view_fault = judge_view(&mut disk, group)?;
+    let (view_fault, start) = judge_view(&mut disk, group)?;
     let heads = [disk.read_slot(SlotFile::LogHead, 0)?, disk.read_slot(SlotFile::LogHead, 1)?];
     let newest = heads.iter().flatten().filter_map(|slot| head_geometry(slot)).max();
     let (_, segment_bytes, segments_max) = newest.unwrap_or((0, SEGMENT_BYTES, SEGMENTS_MAX));
@@ -130,7 +130,7 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
         let disk = FileLogDisk::open(dir, segment_bytes, segments_max)
             .map_err(|error| HarpError::file("open the log in", dir, error))?;
         let ring = Ring::new(Arc::new(RingMapping::new(ring_bytes as usize)?));
-        let settings = LogSettings { segment_bytes, segments_max, start: 0 };
+        let settings = LogSettings { segment_bytes, segments_max, start };
         let recovered = recover(&mut Untouched(disk), ring, settings)?;
         let body = recovered.log.current();
         let fits = body.memory_begin() <= op + 1 || body.end() <= op;
@@ -147,16 +147,18 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
     }
 }
 
-/// What the view file says against the log.
-fn judge_view(disk: &mut FileLogDisk, group: &[u8]) -> Result<Option<String>, HarpError> {
+/// What the view file says against the log, and the number that the server's next start would have.
+fn judge_view(disk: &mut FileLogDisk, group: &[u8]) -> Result<(Option<String>, u64), HarpError> {
     let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
     let newest = Durable::newest([slots[0].as_deref(), slots[1].as_deref()]);
-    Ok(match newest {
+    let start = newest.as_ref().map_or(0, |(durable, _)| durable.incarnation.start + 1);
+    let fault = match newest {
         None => Some("the view file is missing or damaged".into()),
         Some((durable, _)) if durable.group != group => {
             Some("log and image are of different groups".into())
         }
         Some((durable, _)) if durable.log_void => Some("a write to it failed".into()),
         Some(_) => None,
-    })
+    };
+    Ok((fault, start))
 }
