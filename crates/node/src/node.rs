@@ -29,6 +29,8 @@ const MARK_NANOS: u64 = 10_000_000;
 const DRAIN_IDLE: usize = 512;
 /// And in others, whose end somebody waits for.
 const DRAIN_BUSY: usize = 128;
+/// On a full disk a log does not grow beyond so many segments for an absent copy's sake.
+const CRAMPED_SEGMENTS: u64 = 8;
 /// The id of fetches that no call waits for.
 pub(crate) const FILTER_FETCH: u64 = 0;
 
@@ -509,7 +511,11 @@ impl Node {
         if !self.replica.is_serving() || self.log_is_staged() {
             return;
         }
-        let (used, bound) = (self.log.used_disk_bytes(), self.log.disk_bytes() / 2);
+        let mut bound = self.log.disk_bytes() / 2;
+        if self.replica.member_rooms().any(|room| !room.grows) {
+            bound = bound.min(CRAMPED_SEGMENTS * self.settings.segment_bytes);
+        }
+        let used = self.log.used_disk_bytes();
         if used <= bound / 5 * 4 {
             self.bound_warned = false;
             return;

@@ -63,7 +63,6 @@ fn carry_out(p: &mut Planner<'_, '_>, parts: Move, from_name: &[u8], to_name: &[
         return Ok(Done::Answer(Response::Rename { status: Status::Ok, from, to }));
     }
     judge(p, &parts)?;
-    check(p.context.room.grows, Status::NoSpc)?;
     let (from_wcc, to_wcc) = write(p, parts, from_name, to_name)?;
     Ok(Done::Record(Response::Rename { status: Status::Ok, from: from_wcc, to: to_wcc }))
 }
