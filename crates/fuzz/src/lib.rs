@@ -15,6 +15,7 @@ pub mod log_recovery;
 pub mod memory;
 pub mod messages;
 mod oracle;
+pub mod parts;
 pub mod record_marks;
 pub mod replies;
 
@@ -42,4 +43,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", run: control::run, seeds: control::seeds },
     Target { name: "image", run: image::run, seeds: image::seeds },
     Target { name: "effects", run: effects::run, seeds: effects::seeds },
+    Target { name: "parts", run: parts::run, seeds: parts::seeds },
 ];

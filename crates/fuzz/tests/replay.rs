@@ -69,5 +69,5 @@ macro_rules! replays {
 }
 
 replays! {
-    record_marks calls replies log_records log_recovery messages links config control image effects
+    record_marks calls replies log_records log_recovery messages links config control image effects parts
 }

@@ -399,6 +399,6 @@ fn load<E: Engine, D: Disk>(
     });
     let report = store.load(op, &mut metadata, &mut blocks)?;
     let begun = if begins { Some(image_state(store)?) } else { None };
-    let bytes = parts.iter().map(|part| part.len() as u64).sum();
+    let bytes = parts.iter().map(|part| part.memory_bytes() as u64).sum();
     Ok(Loaded { newest: last.op, last: last.is_last(), begun, rows: report.entries, bytes })
 }

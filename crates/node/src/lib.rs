@@ -11,7 +11,7 @@ mod gather;
 mod jobs;
 mod node;
 mod offline;
-mod part;
+pub mod part;
 mod peers;
 mod rebuild;
 pub mod record;

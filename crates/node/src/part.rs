@@ -20,9 +20,12 @@ const PLACE_KEY_MAX: usize = harp_store::KEY_BYTES_MAX;
 
 /// Which section of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Section {
+pub enum Section {
+    /// The client table.
     Clients = 1,
+    /// Rows of the file system.
     Rows = 2,
+    /// Blocks of files.
     Blocks = 3,
     /// Nothing is left.
     End = 4,
@@ -30,7 +33,8 @@ pub(crate) enum Section {
 
 /// A place in an image: where a part begins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub struct Place {
+    /// In which section.
     pub section: Section,
     /// The first key that is not behind us; of blocks, file and block.
     key: Vec<u8>,
@@ -51,6 +55,7 @@ impl Place {
         Place { section: Section::Blocks, key }
     }
 
+    /// Appends its bytes to `out`.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.push(self.section as u8);
         out.extend_from_slice(&(self.key.len() as u16).to_le_bytes());
@@ -68,7 +73,7 @@ impl Place {
 
 /// Bytes that are no part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BadPart(pub &'static str);
+pub struct BadPart(pub &'static str);
 
 impl std::fmt::Display for BadPart {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -95,9 +100,10 @@ struct BlocksAt {
 
 /// A part, checked.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub struct Part {
     /// The image it is of was exact at this op.
     pub op: u64,
+    /// Its section: an image's rows and blocks do not mix in a part.
     pub section: Section,
     /// Where the next one begins.
     pub next: Place,
@@ -154,8 +160,8 @@ impl Part {
         self.next.section == Section::End
     }
 
-    /// Memory it takes.
-    pub fn len(&self) -> usize {
+    /// Memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
         self.bytes.len()
     }
 
@@ -169,14 +175,15 @@ impl Part {
         self.blocks.iter().flat_map(|at| {
             let crcs = self.bytes[at.crcs.clone()].as_chunks::<4>().0.iter();
             let data = self.bytes[at.data.clone()].as_chunks::<BLOCK_BYTES>().0.iter();
-            let numbered = (at.first..).zip(crcs.zip(data));
-            numbered.map(|(block, (crc, data))| (at.file, block, u32::from_le_bytes(*crc), data))
+            // The number comes last: beyond the last block there may be none.
+            let numbered = crcs.zip(data).zip(at.first..);
+            numbered.map(|((crc, data), block)| (at.file, block, u32::from_le_bytes(*crc), data))
         })
     }
 }
 
 /// An image that parts are read from, at one op.
-pub(crate) trait PartSource: Send {
+pub trait PartSource: Send {
     /// The op it is exact at.
     fn op(&self) -> u64;
 
@@ -403,7 +410,7 @@ mod tests {
             place.write(&mut bytes);
             assert_eq!(Place::read(&bytes), Ok(place.clone()));
             let part = Part::read(9, &place, &reader.part(&place, ENOUGH).unwrap()).unwrap();
-            assert!(part.len() < 2 * ENOUGH);
+            assert!(part.memory_bytes() < 2 * ENOUGH);
             rows +=
                 part.rows().filter(|(key, value)| value.len() == 1000 && key.len() == 5).count();
             blocks.extend(part.blocks().map(|(file, block, crc, data)| {

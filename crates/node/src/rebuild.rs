@@ -248,7 +248,7 @@ impl Node {
             return self.replica.rebuild_anew();
         }
         load.place = part.next.clone();
-        load.waiting_bytes += part.len();
+        load.waiting_bytes += part.memory_bytes();
         let (last, room) = (part.is_last(), load.waiting_bytes < waiting_max);
         load.waiting.push_back(part);
         self.replica.on_image_taken(now.steady, (number, op), last, room, &mut self.actions);
@@ -264,7 +264,7 @@ impl Node {
         }
         let count = load.waiting.iter().take_while(|part| part.section == section).count();
         let parts: Vec<Part> = load.waiting.drain(..count).collect();
-        load.waiting_bytes -= parts.iter().map(Part::len).sum::<usize>();
+        load.waiting_bytes -= parts.iter().map(Part::memory_bytes).sum::<usize>();
         load.busy = true;
         out.jobs.push(StoreJob(Work::Load { parts }));
     }
