@@ -4,7 +4,7 @@
 //! Invariant: bounded; an object is forgotten rather than fetched for its access time.
 //! Source: mount(8), "relatime".
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::effect::EffectWriter;
 use crate::inode::{INODE_BYTES_MAX, Inode, Known};
@@ -31,12 +31,13 @@ pub enum AccessTimes {
 #[derive(Debug)]
 pub(crate) struct Accesses {
     mode: AccessTimes,
-    objects: BTreeSet<u64>,
+    /// When each was read last.
+    objects: BTreeMap<u64, Time>,
 }
 
 impl Accesses {
     pub fn new(mode: AccessTimes) -> Accesses {
-        Accesses { mode, objects: BTreeSet::new() }
+        Accesses { mode, objects: BTreeMap::new() }
     }
 
     pub fn clear(&mut self) {
@@ -55,7 +56,7 @@ impl Shadow {
     pub(crate) fn note_access(&mut self, ino: u64, inode: &Inode, now: Time) {
         let Accesses { mode, objects } = &mut self.accesses;
         if *mode == AccessTimes::Relative && objects.len() < OBJECTS_MAX && is_due(inode, now) {
-            objects.insert(ino);
+            objects.insert(ino, now);
         }
     }
 
@@ -64,17 +65,18 @@ impl Shadow {
         !self.accesses.objects.is_empty()
     }
 
-    /// Writes the effects that set the access times of what was read to `now`, as many as `out` has room for;
-    /// returns their length. What is no longer in memory is forgotten.
-    pub fn access_effects(&mut self, now: Time, out: &mut [u8]) -> usize {
+    /// Writes the effects that set the access times of what was read, as many as `out` has room for; returns their
+    /// length. What is no longer in memory is forgotten, and what was changed after it was read: a client may have set
+    /// its access time.
+    pub fn access_effects(&mut self, out: &mut [u8]) -> usize {
         let fit = out.len() / (EFFECT_BYTES + INODE_BYTES_MAX);
         let mut writer = EffectWriter::new(out);
         for _ in 0..fit {
-            let Some(ino) = self.accesses.objects.pop_first() else { break };
+            let Some((ino, atime)) = self.accesses.objects.pop_first() else { break };
             if let Known::Is(inode, _) = self.look_inode(ino)
-                && is_due(&inode, now)
+                && inode.ctime < atime
             {
-                writer.set_inode(ino, &Inode { atime: now, ..inode });
+                writer.set_inode(ino, &Inode { atime, ..inode });
             }
         }
         writer.finish().expect("counted before")

@@ -217,14 +217,13 @@ impl Node {
             return;
         }
         self.accesses_at = now.steady;
-        let time = crate::serve::time_of(self.next_time(now));
         for _ in 0..ACCESS_RECORDS_MAX {
             let copy = self.copy.as_mut().expect("a primary is a copy");
             if !copy.shadow.has_accesses() {
                 return;
             }
             let mut effects = [0; ACCESS_EFFECTS_BYTES];
-            let len = copy.shadow.access_effects(time, &mut effects);
+            let len = copy.shadow.access_effects(&mut effects);
             if len == 0 {
                 continue; // all forgotten
             }

@@ -266,7 +266,7 @@ impl Node {
             load: (!image.whole).then(|| Load::new(now.steady)),
             reading_parts: ServerSet::EMPTY,
             lent: Vec::new(),
-            debits: Debits::default(),
+            debits: Debits::starting(image.lb),
             no_room: false,
         });
         let volume = volume(&settings);

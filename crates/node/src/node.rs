@@ -85,7 +85,7 @@ impl Copy {
     pub fn stand_at(&mut self, image: ImageState) {
         self.reloading = false;
         self.shadow.reset(image.lb);
-        self.debits.clear();
+        self.debits = Debits::starting(image.lb);
         self.shadow_op = image.lb;
         self.lb = image.lb;
         self.clients = image.clients;

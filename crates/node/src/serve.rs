@@ -87,7 +87,7 @@ enum Served {
 pub(crate) const ROOT_GENERATION: u32 = 1;
 
 /// Nanoseconds since 1970 as a file's time.
-pub(crate) fn time_of(nanos: u64) -> Time {
+fn time_of(nanos: u64) -> Time {
     Time { seconds: (nanos / 1_000_000_000) as u32, nanos: (nanos % 1_000_000_000) as u32 }
 }
 

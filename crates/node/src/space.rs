@@ -19,6 +19,8 @@ use crate::node::{Copy, Node};
 const ENTRIES_MAX: usize = 64;
 /// Where room is tight an image does not lag behind longer than this: what was overwritten is free again then.
 const TIGHT_NANOS: u64 = 200_000_000;
+/// Blocks that one record touches at most: those of the longest write, and one more at its end.
+const RECORD_BLOCKS_MAX: u64 = plan::TRANSFER_MAX as u64 / BLOCK_BYTES as u64 + 1;
 /// How long a checkpoint that found no room waits.
 const RETRY_NANOS: u64 = 1_000_000_000;
 
@@ -47,9 +49,16 @@ pub fn image_room<E: Engine, D: Disk>(store: &Store<E, D>, more_blocks: u64, gro
 pub(crate) struct Debits {
     /// (last op, blocks), ascending.
     closed: VecDeque<(u64, u64)>,
+    /// What came up to this op was not counted here.
+    since: u64,
 }
 
 impl Debits {
+    /// Counts what comes above `op`.
+    pub fn starting(op: u64) -> Debits {
+        Debits { closed: VecDeque::new(), since: op }
+    }
+
     /// A generation that changed so many blocks ends at `op`.
     pub fn close(&mut self, op: u64, blocks: u64) {
         if blocks > 0 {
@@ -69,13 +78,14 @@ impl Debits {
         }
     }
 
-    /// Blocks that an image at `op` may yet have to take in.
+    /// Blocks that an image at `op` has yet to take in, as far as they were counted.
     fn above(&self, op: u64) -> u64 {
         self.closed.iter().rev().take_while(|(last, _)| *last > op).map(|(_, blocks)| blocks).sum()
     }
 
-    pub fn clear(&mut self) {
-        self.closed.clear();
+    /// Blocks that it may have to take in besides: as many as a record can touch, for each that was not counted.
+    fn uncounted(&self, op: u64) -> u64 {
+        self.since.saturating_sub(op).saturating_mul(RECORD_BLOCKS_MAX)
     }
 }
 
@@ -98,11 +108,14 @@ impl Node {
         let (mut waits, mut hopeless) = (false, false);
         for member in self.replica.member_rooms() {
             let op = member.op.0;
-            // What was logged before this server began to count is left to the member's reserve.
-            let coming = copy.debits.above(op) + if op < copy.shadow_op { open } else { 0 };
+            let open = if op < copy.shadow_op { open } else { 0 };
+            let coming = copy.debits.above(op).saturating_add(open);
             let free = member.blocks.saturating_sub(kept);
             let left = free.saturating_sub(coming);
-            if left < blocks {
+            // Seldom that much: it need not be owned yet, only to be had.
+            let most = copy.debits.uncounted(op).saturating_add(coming).saturating_add(blocks);
+            let doubtful = most > free.saturating_add(member.more_blocks);
+            if left < blocks || doubtful {
                 let helps = free >= blocks || member.more_blocks > 0;
                 (waits, hopeless) = (waits | helps, hopeless | !helps);
             }
@@ -171,6 +184,10 @@ mod tests {
         assert_eq!([0, 9, 10, 29, 30].map(|op| debits.above(op)), [12, 12, 7, 7, 0]);
         debits.settle(10);
         assert_eq!(debits.above(0), 7);
+        let mut debits = Debits::starting(8);
+        debits.close(10, 5);
+        assert_eq!([6, 8, 10].map(|op| debits.above(op)), [5, 5, 0]);
+        assert_eq!([6, 8, 10].map(|op| debits.uncounted(op)), [2 * RECORD_BLOCKS_MAX, 0, 0]);
     }
 
     #[test]

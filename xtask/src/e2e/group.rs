@@ -168,6 +168,19 @@ impl<'a> Group<'a> {
         self.await_ready()
     }
 
+    /// Stops the group, changes a line of its settings, and starts it again.
+    pub fn set(&mut self, line: &str, to: &str) -> Result<(), E2eError> {
+        self.stop()?;
+        let file = self.dir.join("harp.toml");
+        let settings = doing(file.display(), std::fs::read_to_string(&file))?;
+        let changed = settings.replace(&format!("\n{line}\n"), &format!("\n{to}\n"));
+        if changed == settings {
+            return Err(E2eError::Wrong(format!("{} has no line {line:?}", file.display())));
+        }
+        doing(file.display(), std::fs::write(&file, changed))?;
+        self.resume()
+    }
+
     /// The address of a file in the root for the libnfs tools, "" for the root itself.
     ///
     /// They cut off the file's name at the last slash and refuse to mount what is left if that is

@@ -79,9 +79,16 @@ fn make_disk(path: &Path) -> Result<(), E2eError> {
 const BOOT: &str = r#"
 set -eu
 mount -t ext4 /dev/vda /mnt/disk
-coproc GROUP {
-  exec "$HARP" up --dir /mnt/disk/group --nfs 0.0.0.0:$PORT --admin 127.0.0.1:8049
-}
+up() { exec "$HARP" up --dir /mnt/disk/group --nfs 0.0.0.0:$PORT --admin 127.0.0.1:8049 "$@"; }
+if [ ! -e /mnt/disk/group ]; then
+  # Clients come from the network of the emulator, and call as root.
+  coproc FIRST { up --allow 10.0.2.0/24; }
+  while read -r line <&${FIRST[0]}; do [ "$line" != ready ] || break; done
+  kill "$FIRST_PID"
+  wait "$FIRST_PID"
+  sed -i 's/^squash = "root"/squash = "none"/' /mnt/disk/group/harp.toml
+fi
+coproc GROUP { up; }
 while read -r line <&${GROUP[0]}; do
   echo "$line"
   [ "$line" != ready ] || break

@@ -50,10 +50,18 @@ const DESCRIPTORS: u64 = 8192;
 /// More than the lanes' files can ever hold.
 const HOST_SIZE: &str = "2g";
 
+/// A group that keeps no access times, as the host's file system that it is compared with: they are recorded when
+/// the group sees fit.
+fn start<'a>(context: &'a Context<'a>) -> Result<Group<'a>, E2eError> {
+    let mut group = Group::start(context)?;
+    group.set("access_times = \"relatime\"", "access_times = \"off\"")?;
+    Ok(group)
+}
+
 /// Runs all lanes; a difference in any is an error.
 pub fn random_operations(context: &Context<'_>) -> Result<(), E2eError> {
     let host = host_file_system()?;
-    let group = Group::start(context)?;
+    let group = start(context)?;
     group.wait_settled()?;
     let operations = u64::from(context.times(OPERATIONS.0, OPERATIONS.1)) / LANES;
     let goes_on = |made| made < operations;
@@ -64,7 +72,7 @@ pub fn random_operations(context: &Context<'_>) -> Result<(), E2eError> {
 /// Runs all lanes while the primary is killed again and again.
 pub fn random_operations_under_failover(context: &Context<'_>) -> Result<(), E2eError> {
     let host = host_file_system()?;
-    let group = Group::start(context)?;
+    let group = start(context)?;
     group.wait_settled()?;
     let kills = context.times(KILLS.0, KILLS.1);
     let enough = AtomicBool::new(false);
