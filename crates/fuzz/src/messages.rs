@@ -146,6 +146,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             disks: [1, 2, 3, 0, 0, 0, 0],
             needs_image: ServerSet::EMPTY,
         },
+        settled: Op(3),
     };
     let slot = durable.encode(9);
     seeds.push(slot[8..].to_vec());

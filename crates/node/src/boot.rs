@@ -151,6 +151,7 @@ impl Node {
             members: if first { members } else { ServerSet::EMPTY },
             log_void: false,
             configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+            settled: Op::ZERO,
         };
         // The log first: a server without a view file has no promises to lose.
         let ring = Ring::on_heap(settings.segment_bytes as usize);

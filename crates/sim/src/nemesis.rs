@@ -352,21 +352,20 @@ impl World {
         (view > View::NONE && members.iter().all(sound)).then_some((view, members))
     }
 
-    /// Servers whose disks are lost and not admitted again. A member that knows of an admission may lose its own
-    /// disk next: it counts once all members know.
+    /// Servers whose disks are lost and not admitted again.
     fn unadmitted(&self) -> ServerSet {
         let (_, members) = self.highest_formed();
-        let known = |member: ServerId| glue::view_file(&self.hosts[member.index()].disk);
-        let known: Option<Vec<_>> = members.iter().map(known).collect();
-        let Some(known) = known.filter(|known| !known.is_empty()) else {
+        let Some(configuration) = (members.iter())
+            .find_map(|member| glue::view_file(&self.hosts[member.index()].disk))
+            .map(|durable| durable.configuration)
+        else {
             return self.all_servers();
         };
         let counts = |server: ServerId| {
             let host = &self.hosts[server.index()];
             let durable = glue::view_file(&host.disk).filter(|_| !host.emptied);
             durable.is_some_and(|durable| {
-                let disk = durable.incarnation.disk;
-                known.iter().all(|known| known.configuration.disks[server.index()] == disk)
+                durable.incarnation.disk == configuration.disks[server.index()]
             })
         };
         self.all_servers().iter().filter(|server| !counts(*server)).collect()

@@ -200,7 +200,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn op(&mut self) -> Result<Op, CodecError> {
+    pub(crate) fn op(&mut self) -> Result<Op, CodecError> {
         match self.u64()? {
             op if op > OP_MAX => Err(CodecError::Malformed("op")),
             op => Ok(Op(op)),

@@ -6,7 +6,7 @@
 
 use crate::codec::{CodecError, Reader, Writer};
 use crate::message::Configuration;
-use crate::types::{Incarnation, ServerSet, View};
+use crate::types::{Incarnation, Op, ServerSet, View};
 
 const MAGIC: u32 = 0x4852_5056; // "HRPV"
 const VERSION: u32 = 1;
@@ -26,8 +26,10 @@ pub struct Durable {
     pub members: ServerSet,
     /// Set when a write to the log failed: the log is not intact until rewritten (rule 8).
     pub log_void: bool,
-    /// Who counted at `formed`.
+    /// Who counts, as far as that is settled: committed, or in the log that `formed` began with.
     pub configuration: Configuration,
+    /// The changes up to this op are in it. A start finds them in the log again and must not go back to them.
+    pub settled: Op,
 }
 
 impl Durable {
@@ -37,6 +39,7 @@ impl Durable {
         w.u32(MAGIC).u32(VERSION).u64(sequence).bytes(&self.group);
         w.incarnation(self.incarnation).u64(self.promised.0).u64(self.formed.0);
         w.u8(self.members.0).u8(self.log_void as u8).configuration(&self.configuration);
+        w.u64(self.settled.0);
         w.sealed()
     }
 
@@ -58,6 +61,7 @@ impl Durable {
             members: r.servers()?,
             log_void: r.flag()?,
             configuration: r.configuration()?,
+            settled: r.op()?,
         };
         if durable.promised < durable.formed {
             return Err(CodecError::Malformed("promised view below the formed one"));
@@ -95,6 +99,7 @@ mod tests {
                 disks: [1, 2, 3, 0, 0, 0, 0],
                 needs_image: ServerSet(2),
             },
+            settled: Op(12),
         }
     }
 

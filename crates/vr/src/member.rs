@@ -265,6 +265,7 @@ impl Replica {
         self.durable.formed = view;
         self.durable.members = install.members;
         self.durable.configuration = install.configuration;
+        self.durable.settled = install.end;
         self.durable.log_void = false;
         self.configuration = install.configuration;
         self.changes.clear();

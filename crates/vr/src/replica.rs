@@ -322,6 +322,7 @@ impl Replica {
             durable.formed = tag;
             durable.members = start.tag_members;
             durable.configuration = start.tag_configuration;
+            durable.settled = start.log.end;
             durable.promised = durable.promised.max(tag);
         }
         let amnesia_votes = settings.planted == Some(Planted::AmnesiaVotes);
@@ -645,8 +646,10 @@ impl Replica {
     /// A record at `op` that changes the configuration was appended to the current log, or is replayed
     /// from it at start.
     pub fn on_configuration(&mut self, op: Op, change: ConfigurationChange) {
-        self.configuration.change(self.settings.shape, change);
-        self.changes.push((op, change));
+        if op > self.durable.settled {
+            self.configuration.change(self.settings.shape, change);
+            self.changes.push((op, change));
+        }
         self.no_longer_logging(change);
         self.advance_glb();
     }
@@ -665,8 +668,9 @@ impl Replica {
         if settled == 0 {
             return;
         }
-        for (_, change) in self.changes.drain(..settled) {
+        for (op, change) in self.changes.drain(..settled) {
             self.durable.configuration.change(self.settings.shape, change);
+            self.durable.settled = op;
         }
         self.persist(out);
     }

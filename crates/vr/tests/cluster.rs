@@ -72,6 +72,7 @@ impl Cluster {
                 members,
                 log_void: false,
                 configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+                settled: Op::ZERO,
             };
             let start = Start {
                 durable,

@@ -32,6 +32,7 @@ fn outsider() -> Replica {
         members: shape.copies().collect(),
         log_void: false,
         configuration: configuration(),
+        settled: Op::ZERO,
     };
     let start = Start {
         durable,
