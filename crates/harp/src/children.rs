@@ -1,9 +1,8 @@
 //! The supervisor's servers as processes: started, watched, started again.
 //! Owns: each server's process, the supervisor's end of its control socket, and its pauses.
 //! Never: decides who serves clients.
-//! Invariant: at most one process per server; a server that died rests before it starts again, from
-//! one second doubling to eight, until it has been well for half a minute. (While it rests the others keep the
-//! log for it: a long rest costs more than a vain start.)
+//! Invariant: at most one process per server; a server that died rests before it starts again, for as long as
+//! [`Pauses`] says.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};

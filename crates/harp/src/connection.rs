@@ -15,11 +15,6 @@ use crate::handshake::{Handshake, NONCE_BYTES, Progress};
 use crate::netbuf::{Received, SendBuf, receive_behind};
 use crate::poller::{Interest, Poller, Source};
 
-/// How long sent bytes may stay unacknowledged.
-pub const STUCK_MS: u32 = 1000;
-/// What is asked of the kernel for each direction.
-const SOCKET_BYTES: usize = 4 << 20;
-
 /// A connection.
 pub struct Connection {
     /// Does not block.
@@ -76,10 +71,11 @@ pub fn nonce() -> [u8; NONCE_BYTES] {
     nonce
 }
 
-/// Asks for what makes a link quick and its failures visible. Refusals do no harm.
-pub fn tune(socket: &OwnedFd) {
+/// Asks for what makes a connection quick and its failures visible: sent bytes stay unacknowledged for `stuck_ms` at
+/// most, and the kernel keeps about `bytes` in each direction. Refusals do no harm.
+pub fn tune(socket: &OwnedFd, stuck_ms: u32, bytes: usize) {
     let _ = sockopt::set_tcp_nodelay(socket, true);
-    let _ = sockopt::set_tcp_user_timeout(socket, STUCK_MS);
+    let _ = sockopt::set_tcp_user_timeout(socket, stuck_ms);
     // Not BBR, should the system prefer it: it spreads a batch over time, and drains the link every ten
     // seconds to measure it.
     let _ = sockopt::set_tcp_congestion(socket, "cubic");
@@ -87,8 +83,8 @@ pub fn tune(socket: &OwnedFd) {
     let _ = sockopt::set_tcp_keepidle(socket, Duration::from_secs(1));
     let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(1));
     let _ = sockopt::set_tcp_keepcnt(socket, 3);
-    let _ = sockopt::set_socket_send_buffer_size(socket, SOCKET_BYTES);
-    let _ = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BYTES);
+    let _ = sockopt::set_socket_send_buffer_size(socket, bytes);
+    let _ = sockopt::set_socket_recv_buffer_size(socket, bytes);
 }
 
 /// Begins to connect; the socket becomes writable when that is done, or failed.

@@ -5,7 +5,7 @@
 //! within one connection; frames for a peer without a link are dropped, as a network may.
 //!
 //! The lower-numbered server of a pair connects. A frame is its length (4 bytes, big-endian) and its
-//! bytes. Bytes that a peer does not take within a second ([`connection::STUCK_MS`]) cut the link, so that after a
+//! bytes. Bytes that a peer does not take within a second ([`STUCK_MS`]) cut the link, so that after a
 //! partition a new one forms soon instead of waiting for an old one's retransmission.
 
 use std::net::{SocketAddr, TcpListener};
@@ -17,13 +17,17 @@ use harp_node::vr::{Nanos, ServerId};
 use rustix::net::{SocketFlags, accept_with, sockopt};
 
 use crate::clock::NANOS_PER_MS;
-use crate::connection::{self, Connection, nonce, tune};
+use crate::connection::{self, Connection, nonce};
 use crate::error::HarpError;
 use crate::handshake::{Handshake, Identity, Progress, Purpose};
 use crate::netbuf::{Received, receive_behind, send_pieces};
 use crate::poller::{Interest, Poller, Ready, Source};
 use crate::relay::ORIGIN_BYTES;
 
+/// How long sent bytes may stay unacknowledged.
+const STUCK_MS: u32 = 1000;
+/// What is asked of the kernel for each direction.
+const SOCKET_BYTES: usize = 4 << 20;
 /// Bytes of one frame at most.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Bytes waiting for a peer at most; beyond, its link is cut.
@@ -158,7 +162,7 @@ impl Links {
     fn connect(&mut self, index: usize, now: Nanos, poller: &Poller) {
         let peer = &mut self.peers[index];
         let Ok(socket) = connection::begin(peer.address) else { return self.cut(index, now) };
-        tune(&socket);
+        connection::tune(&socket, STUCK_MS, SOCKET_BYTES);
         if poller.add(&socket, Source::Peer(index as u64), Interest::WRITE).is_err() {
             return self.cut(index, now);
         }
@@ -293,7 +297,7 @@ impl Links {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         while let Ok(socket) = accept_with(&self.listener, flags) {
             let Some(free) = self.greetings.iter().position(Option::is_none) else { continue };
-            tune(&socket);
+            connection::tune(&socket, STUCK_MS, SOCKET_BYTES);
             let source = Source::Greeting(free as u64);
             if poller.add(&socket, source, Interest::READ).is_err() {
                 continue;

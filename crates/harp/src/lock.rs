@@ -13,7 +13,9 @@ use crate::error::HarpError;
 
 /// A lock on a file, held until the value is dropped or the process ends.
 #[derive(Debug)]
-pub struct Lock(#[allow(dead_code)] File); // held open for the lock alone
+pub struct Lock {
+    _held_open: File,
+}
 
 impl Lock {
     /// Takes the lock `path`, creating the file if need be.
@@ -27,7 +29,7 @@ impl Lock {
             .open(path)
             .map_err(|error| HarpError::file("open", path, error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock(file)),
+            Ok(()) => Ok(Lock { _held_open: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(HarpError::Locked { what: path.into() }),
             Err(error) => Err(HarpError::file("lock", path, error)),
         }

@@ -15,14 +15,13 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use harp_node::vr::{Nanos, ServerId, View};
 use rustix::io::Errno;
 use rustix::net::{connect_unspec, sockopt};
 
 use crate::clock::NANOS_PER_MS;
-use crate::connection::{Connection, begin, nonce};
+use crate::connection::{self, Connection, begin, nonce};
 use crate::handshake::{Handshake, Identity, Progress, Purpose};
 use crate::links::HANDSHAKE_MS;
 use crate::marks::Marks;
@@ -72,16 +71,7 @@ pub fn parse_origin(bytes: &[u8; ORIGIN_BYTES]) -> (IpAddr, u16) {
 
 /// Sets a relayed connection's socket up: bounded memory, and a dead or stuck other side is noticed in the end.
 pub fn tune(socket: &OwnedFd) {
-    // Refusals do no harm.
-    let _ = sockopt::set_tcp_nodelay(socket, true);
-    let _ = sockopt::set_tcp_user_timeout(socket, STUCK_MS);
-    let _ = sockopt::set_tcp_congestion(socket, "cubic");
-    let _ = sockopt::set_socket_keepalive(socket, true);
-    let _ = sockopt::set_tcp_keepidle(socket, Duration::from_secs(1));
-    let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(1));
-    let _ = sockopt::set_tcp_keepcnt(socket, 3);
-    let _ = sockopt::set_socket_send_buffer_size(socket, SOCKET_BYTES);
-    let _ = sockopt::set_socket_recv_buffer_size(socket, SOCKET_BYTES);
+    connection::tune(socket, STUCK_MS, SOCKET_BYTES);
 }
 
 /// How far a client's connection to the primary is.

@@ -4,40 +4,22 @@
 //! does what RFC 1813 says of it, in success and in its most usual failure; the primary is killed; through new
 //! connections the same handles show the same files.
 
+#[path = "common/blocking.rs"]
+mod blocking;
 mod common;
 
-use std::io::{Error, ErrorKind, Read, Result as IoResult, Write};
+use std::io::{ErrorKind, Result as IoResult};
 use std::net::{SocketAddr, TcpStream};
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use blocking::{Blocking, done};
 use common::{Group, PATIENCE};
-use nfs3_client::io::{AsyncRead, AsyncWrite};
 use nfs3_client::net::Connector;
 use nfs3_client::nfs3_types::nfs3::*;
 use nfs3_client::nfs3_types::rpc::{auth_unix, opaque_auth};
 use nfs3_client::nfs3_types::xdr_codec::Opaque;
 use nfs3_client::{ConnectError, Nfs3ConnectionBuilder};
 use rustix::process::{Signal, kill_process};
-
-/// A socket whose futures are done when they are first asked.
-struct Blocking(TcpStream);
-
-impl AsyncRead for Blocking {
-    async fn async_read(&mut self, into: &mut [u8]) -> IoResult<usize> {
-        match self.0.read(into)? {
-            0 => Err(Error::from(ErrorKind::UnexpectedEof)),
-            bytes => Ok(bytes),
-        }
-    }
-}
-
-impl AsyncWrite for Blocking {
-    async fn async_write(&mut self, from: &[u8]) -> IoResult<usize> {
-        self.0.write(from)
-    }
-}
 
 struct Connect;
 
@@ -52,14 +34,6 @@ impl Connector for Connect {
 
     async fn connect_with_port(&self, _: SocketAddr, _: u16) -> IoResult<Blocking> {
         Err(ErrorKind::Unsupported.into())
-    }
-}
-
-/// The result of a future that only waits in system calls.
-fn done<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("a blocking socket leaves nothing pending"),
     }
 }
 

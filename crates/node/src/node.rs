@@ -566,11 +566,14 @@ impl Node {
                 self.replica.on_reapply();
                 self.try_stage(now, out);
             }
-            Done::Reloaded(Err(error)) => self.store_failed(error.to_string(), out),
-            Done::Discarded(result) => self.on_discarded(now, result, out),
             Done::PartRead(read) => self.on_part_read(now, read, out),
-            Done::Loaded(loaded) => self.on_loaded(now, loaded, out),
-            Done::ImageCompleted(result) => self.on_image_completed(now, result, out),
+            Done::Discarded(Ok(())) => self.on_discarded(now),
+            Done::Loaded(Ok(loaded)) => self.on_loaded(now, loaded, out),
+            Done::ImageCompleted(Ok(())) => self.on_image_completed(now, out),
+            Done::Reloaded(Err(error))
+            | Done::Discarded(Err(error))
+            | Done::Loaded(Err(error))
+            | Done::ImageCompleted(Err(error)) => self.store_failed(error.to_string(), out),
         }
     }
 

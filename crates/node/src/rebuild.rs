@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use harp_store::StoreError;
-use harp_vr::{Action, Message, Nanos, Op, PART_TIMEOUTS, ServerId, View};
+use harp_vr::{Message, Nanos, Op, PART_TIMEOUTS, ServerId, View};
 
 use crate::api::{Notice, Now, Output};
 use crate::clients::ClientTable;
@@ -28,7 +28,6 @@ const TELL_NANOS: u64 = 10_000_000_000;
 pub(crate) struct Load {
     /// Nothing is loaded before what was there is gone.
     discard_wanted: bool,
-    discarding: bool,
     /// Where the next part begins.
     place: Place,
     /// The op that all parts of the client table must have.
@@ -51,7 +50,6 @@ impl Load {
     pub fn new(now: Nanos) -> Load {
         Load {
             discard_wanted: false,
-            discarding: false,
             place: Place::start(),
             clients_op: None,
             waiting: VecDeque::new(),
@@ -182,28 +180,19 @@ impl Node {
         let Some(load) = &mut copy.load else { return };
         let writing = copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none());
         let busy = load.busy || writing || copy.reloading || copy.digesting.is_some();
-        if !load.discard_wanted || load.discarding || busy {
+        if !load.discard_wanted || busy {
             return;
         }
-        load.discarding = true;
         copy.reloading = true; // nothing is applied meanwhile
         copy.checkpoint = None;
         copy.barrier = None;
         out.jobs.push(StoreJob(Work::Discard));
     }
 
-    pub(crate) fn on_discarded(
-        &mut self,
-        now: Now,
-        result: Result<(), StoreError>,
-        out: &mut Output,
-    ) {
-        if let Err(error) = result {
-            return self.store_failed(error.to_string(), out);
-        }
+    pub(crate) fn on_discarded(&mut self, now: Now) {
         let copy = self.copy.as_mut().expect("only copies have images");
         let load = copy.load.as_mut().expect("an image is emptied to be loaded");
-        (load.discard_wanted, load.discarding) = (false, false);
+        load.discard_wanted = false;
         let clients = ClientTable::default();
         copy.stand_at(ImageState { lb: 0, clients, whole: false });
         self.replica.on_image_discarded(now.steady, &mut self.actions);
@@ -219,7 +208,8 @@ impl Node {
         let Some(load) = self.copy.as_ref().and_then(|copy| copy.load.as_ref()) else { return };
         let mut place = Vec::new();
         load.place.write(&mut place);
-        self.send_copied(to, Action::image_want(view, part, at_least), &[&place], out);
+        let message = Message::ImageWant { view, part, at_least };
+        self.send_copied(to, message, &[&place], out);
     }
 
     /// A part arrived that the protocol wants.
@@ -269,16 +259,7 @@ impl Node {
         out.jobs.push(StoreJob(Work::Load { parts }));
     }
 
-    pub(crate) fn on_loaded(
-        &mut self,
-        now: Now,
-        loaded: Result<Loaded, StoreError>,
-        out: &mut Output,
-    ) {
-        let loaded = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => return self.store_failed(error.to_string(), out),
-        };
+    pub(crate) fn on_loaded(&mut self, now: Now, loaded: Loaded, out: &mut Output) {
         let copy = self.copy.as_mut().expect("only copies load");
         let load = copy.load.as_mut().expect("only what is not whole is loaded");
         load.busy = false;
@@ -317,15 +298,7 @@ impl Node {
         }
     }
 
-    pub(crate) fn on_image_completed(
-        &mut self,
-        now: Now,
-        result: Result<(), StoreError>,
-        out: &mut Output,
-    ) {
-        if let Err(error) = result {
-            return self.store_failed(error.to_string(), out);
-        }
+    pub(crate) fn on_image_completed(&mut self, now: Now, out: &mut Output) {
         let copy = self.copy.as_mut().expect("only copies load");
         let load = copy.load.as_mut().expect("only what is not whole is completed");
         load.busy = false;

@@ -114,7 +114,7 @@ impl Node {
             let left = free.saturating_sub(coming);
             // Seldom that much: it need not be owned yet, only to be had.
             let most = copy.debits.uncounted(op).saturating_add(coming).saturating_add(blocks);
-            let doubtful = most > free.saturating_add(member.more_blocks);
+            let doubtful = blocks > 0 && most > free.saturating_add(member.more_blocks);
             if left < blocks || doubtful {
                 let helps = free >= blocks || member.more_blocks > 0;
                 (waits, hopeless) = (waits | helps, hopeless | !helps);

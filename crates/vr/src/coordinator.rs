@@ -4,9 +4,10 @@
 //! Invariant: an attempt's view is the one this server itself promised.
 //! Source: docs/protocol.md, rules 2, 9, 12; the Harp paper, section 4.3.
 
+use crate::action::Action;
 use crate::message::{Install, Message, Report};
 use crate::planted::Planted;
-use crate::replica::{Action, Replica, Stage};
+use crate::replica::{Replica, Stage};
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
 
 /// A copy that lacks no more than this may be taken in while a view forms.

@@ -2,6 +2,7 @@
 //! Owns: views, promises, the commit point, leases, catching up and trimming (rules 1 to 12).
 //! Never: does I/O, reads a clock, draws a random number, starts a thread, looks into a payload.
 
+mod action;
 pub mod codec;
 mod coordinator;
 mod durable;
@@ -15,12 +16,13 @@ mod replica;
 mod room;
 pub mod types;
 
+pub use action::{Action, ConfigurationChange, Records};
 pub use codec::CodecError;
 pub use coordinator::Refusal;
 pub use durable::Durable;
 pub use message::*;
 pub use planted::Planted;
 pub use rebuild::PART_TIMEOUTS;
-pub use replica::{Action, ConfigurationChange, LogFacts, Records, Replica, Settings, Start};
+pub use replica::{LogFacts, Replica, Settings, Start};
 pub use room::Room;
 pub use types::*;

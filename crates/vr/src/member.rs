@@ -4,9 +4,10 @@
 //! Invariant: phase 2 is carried out once per view: it equals the promised view and lies above the formed one.
 //! Source: docs/protocol.md, rules 1, 2, 5, 6; the Harp paper, section 4.3.
 
+use crate::action::{Action, Records};
 use crate::message::{Install, Message, Prepare, PrepareOk};
 use crate::planted::Planted;
-use crate::replica::{Action, PrimaryState, Records, Replica, Stage};
+use crate::replica::{PrimaryState, Replica, Stage};
 use crate::types::{Nanos, Op, ServerId, ServerSet, View};
 
 impl Replica {

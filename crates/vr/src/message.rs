@@ -3,7 +3,7 @@
 //! Never: carries records itself; those that do name an op range and the caller attaches the bytes.
 //! Invariant: every message travels in an [`Envelope`] with its sender's and receiver's incarnation (rule 6).
 
-use crate::replica::ConfigurationChange;
+use crate::action::ConfigurationChange;
 use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 

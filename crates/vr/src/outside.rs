@@ -4,8 +4,9 @@
 //! Invariant: the staged log is a prefix of committed history up to `committed`.
 //! Source: docs/protocol.md, rules 9, 10, 12; the Harp paper, section 4.3 ("warm" witness).
 
+use crate::action::{Action, Records};
 use crate::message::{Message, Past, Presence};
-use crate::replica::{Action, LogFacts, Records, Replica, Running, Stage};
+use crate::replica::{LogFacts, Replica, Running, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
 
 /// A learner that lacks no more than this starts the view change that takes it in.

@@ -4,10 +4,11 @@
 //! Invariant: CP <= the durable log of every member, the primary's own included.
 //! Source: docs/protocol.md, rules 2, 7, 10, 12; the Harp paper, section 4.2.
 
+use crate::action::{Action, ConfigurationChange};
 use crate::message::{Message, Prepare, PrepareOk};
 use crate::outside::PHASE_TWO_TIMEOUTS;
 use crate::planted::Planted;
-use crate::replica::{Action, ConfigurationChange, Replica, Stage};
+use crate::replica::{Replica, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
 
 impl Replica {

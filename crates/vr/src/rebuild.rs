@@ -4,9 +4,10 @@
 //! Invariant: the image under way stands at or below the op of every part that is still to come.
 //! Source: docs/notes/rebuild.md; docs/protocol.md, rules 3, 9, 10.
 
-use crate::message::{Message, Presence};
+use crate::action::{Action, ConfigurationChange, Records};
+use crate::message::Presence;
 use crate::planted::Planted;
-use crate::replica::{Action, ConfigurationChange, Peer, Records, Replica, Running, Stage};
+use crate::replica::{Peer, Replica, Running, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
 
 /// A part that was asked for and did not come within so many failure timeouts is asked for again.
@@ -321,12 +322,5 @@ impl Replica {
     /// Whether this server's disk counts (rule 3).
     pub(crate) fn is_admitted(&self) -> bool {
         self.configuration.disks[self.me_index()] == self.durable.incarnation.disk
-    }
-}
-
-impl Action {
-    /// The message for [`Action::WantImage`]; the caller attaches the place where the part before it ended.
-    pub fn image_want(view: View, part: u64, at_least: Op) -> Message {
-        Message::ImageWant { view, part, at_least }
     }
 }

@@ -1,6 +1,6 @@
 //! The protocol's numbers, each a type of its own.
 //! Owns: server identities, views, ops, incarnations, and the group's shape.
-//! Never: reads a clock; a [`Millis`] or [`Nanos`] always comes from the caller.
+//! Never: reads a clock; a [`Nanos`] always comes from the caller.
 //! Source: docs/protocol.md, "Glossary"; the Harp paper, sections 4.1 to 4.3.
 
 use std::fmt;

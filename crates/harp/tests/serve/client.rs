@@ -1,11 +1,8 @@
 //! A client of another hand (`nfs3_client`) that comes from a chosen address and as a chosen user.
 
-use std::io::{Error, ErrorKind, Read, Result as IoResult, Write};
+use std::io::{ErrorKind, Result as IoResult};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 
-use nfs3_client::io::{AsyncRead, AsyncWrite};
 use nfs3_client::net::Connector;
 use nfs3_client::nfs3_types::nfs3::*;
 use nfs3_client::nfs3_types::rpc::{auth_unix, opaque_auth};
@@ -13,25 +10,8 @@ use nfs3_client::nfs3_types::xdr_codec::Opaque;
 use nfs3_client::{Nfs3Client, Nfs3ConnectionBuilder};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
+use crate::blocking::{Blocking, done};
 use crate::deployment::PATIENCE;
-
-/// A socket whose futures are done when they are first asked.
-pub struct Blocking(TcpStream);
-
-impl AsyncRead for Blocking {
-    async fn async_read(&mut self, into: &mut [u8]) -> IoResult<usize> {
-        match self.0.read(into)? {
-            0 => Err(Error::from(ErrorKind::UnexpectedEof)),
-            bytes => Ok(bytes),
-        }
-    }
-}
-
-impl AsyncWrite for Blocking {
-    async fn async_write(&mut self, from: &[u8]) -> IoResult<usize> {
-        self.0.write(from)
-    }
-}
 
 /// A connection from that loopback address.
 pub fn connect_from(from: IpAddr, to: SocketAddr) -> IoResult<TcpStream> {
@@ -54,14 +34,6 @@ impl Connector for From {
 
     async fn connect_with_port(&self, _: SocketAddr, _: u16) -> IoResult<Blocking> {
         Err(ErrorKind::Unsupported.into())
-    }
-}
-
-/// The result of a future that only waits in system calls.
-fn done<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("a blocking socket leaves nothing pending"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Real deployments: three `harp serve` from one `harp init`, on three loopback addresses.
 
+#[path = "../common/blocking.rs"]
+mod blocking;
 mod client;
 mod deployment;
 mod exports;
