@@ -69,6 +69,8 @@ pub struct Body {
     /// Mark in the newest header or head, and end of the last batch that has records.
     pub(crate) mark: u64,
     pub(crate) records_end: u64,
+    /// Commit point that the newest batch names.
+    pub(crate) cp_named: u64,
     /// Records above this op stay in memory.
     pub(crate) pin: u64,
     /// Positions of the records in memory; the first is of op `memory_begin`.
@@ -96,6 +98,7 @@ impl Body {
             durable: (seam.op, seam.pos),
             mark: seam.pos,
             records_end: seam.pos,
+            cp_named: 0,
             pin: seam.op,
             memory: VecDeque::new(),
             memory_begin: seam.op + 1,

@@ -478,6 +478,7 @@ impl Log {
         assert_eq!(body.end() - body.tail.op, open.count as u64, "a batch holds all new records");
         body.push_batch(open.pos, bytes, header_crc);
         body.mark = body.mark.max(header.durable_mark);
+        body.cp_named = header.cp;
         if body.on_disk {
             let (generation, end_op) = (body.generation, body.end());
             self.push_pending(Extent { generation, pos: open.pos, bytes, end_op });
@@ -543,16 +544,19 @@ impl Log {
         self.hand_out(false, out)
     }
 
-    /// Whether all is durable and no batch's or head's mark says so yet (rule 3). If that lasts for 10 ms,
-    /// call [`Log::seal_mark`].
-    pub fn mark_due(&self) -> bool {
+    /// Whether all is durable and no batch's or head's mark says so yet (rule 3), or `cp`, the commit point
+    /// known, covers records that no batch names as committed. If that lasts for 10 ms, call
+    /// [`Log::seal_mark`].
+    pub fn mark_due(&self, cp: u64) -> bool {
         let unmarked = |body: &Body| {
             body.on_disk && body.mark < body.records_end && body.records_end <= body.durable.1
         };
         if self.staged.is_some() && !self.swapping() {
             return unmarked(&self.current) && self.head_writes.is_empty();
         }
-        unmarked(self.growing())
+        let growing = self.growing();
+        let unnamed = growing.on_disk && growing.cp_named < cp.min(growing.end());
+        (unmarked(growing) || unnamed)
             && self.open.is_none_or(|open| open.count == 0)
             && self.in_flight.is_empty()
             && self.pending.is_empty()
@@ -561,7 +565,7 @@ impl Log {
     /// If [`Log::mark_due`], writes an empty batch whose mark covers what is durable, or a head while a staged
     /// log stands behind the current one. False if it is not due or there is no room.
     pub fn seal_mark(&mut self, cp: u64, out: &mut Vec<DiskCommand>) -> bool {
-        if !self.mark_due() {
+        if !self.mark_due(cp) {
             return false;
         }
         self.cp = self.cp.max(cp);

@@ -241,6 +241,7 @@ impl<'a> Walk<'a> {
         body.written = (body.end(), end);
         body.durable = body.written;
         body.mark = self.mark;
+        body.cp_named = self.cp_known;
         body.pin = body.memory_begin() - 1;
         body.tag = (self.head.tag != 0).then_some(self.head.tag);
         body.members = self.head.members;

@@ -22,9 +22,9 @@ fn log_damage_below_a_mark_is_amnesia_wherever_it_hits() {
         let mut server = small();
         server.append_batches(&[300; 10]);
         server.append_batches(&[9000, 20, 15_000, 15_000, 100]);
-        assert!(server.log.mark_due() && server.seal_mark());
+        assert!(server.log.mark_due(0) && server.seal_mark());
         server.run_all();
-        assert!(!server.log.mark_due());
+        assert!(!server.log.mark_due(0));
         server
     };
     let end = build().end_pos();
@@ -183,10 +183,28 @@ fn log_a_swapped_log_is_marked_by_its_head() {
     server.append_batches(&[300, 300]);
     server.swap(7);
     server.run_all();
-    assert!(!server.log.mark_due());
+    assert!(!server.log.mark_due(0));
     let end = server.end_pos();
     server.disk.flip(end - 4096 + 80);
     assert!(damaged(&server.restart().verdict));
+}
+
+#[test]
+fn log_at_rest_names_what_is_committed() {
+    let mut server = small();
+    server.append(1, b"one").unwrap();
+    server.append(1, b"two").unwrap();
+    assert!(server.seal(), "both are written before anything is known to be committed");
+    server.run_all();
+    assert!(server.log.seal_mark(1, &mut server.out));
+    server.run_all();
+    assert!(!server.log.mark_due(1) && server.log.mark_due(2));
+    assert!(server.log.seal_mark(2, &mut server.out));
+    server.run_all();
+    assert!(!server.log.mark_due(2) && !server.log.mark_due(9), "op 2 is the last there is");
+    let recovered = server.restart();
+    assert_eq!(recovered.cp_known, 2);
+    assert!(!recovered.log.mark_due(2));
 }
 
 #[test]
@@ -195,9 +213,9 @@ fn log_behind_a_staged_log_is_marked_by_a_head() {
     server.append_batches(&[300]);
     server.stage(2, true);
     server.append(1, b"staged").unwrap();
-    assert!(server.log.mark_due() && server.seal_mark());
+    assert!(server.log.mark_due(0) && server.seal_mark());
     server.run_all();
-    assert!(!server.log.mark_due());
+    assert!(!server.log.mark_due(0));
     server.disk.flip(80);
     assert!(damaged(&server.restart().verdict));
 }

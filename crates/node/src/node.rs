@@ -410,7 +410,7 @@ impl Node {
             }
         }
         let mut wrote = self.log.seal(cp, &mut out.disk);
-        if wrote || !self.log.mark_due() {
+        if wrote || !self.log.mark_due(cp) {
             self.mark_since = None;
         } else if now.steady.since(*self.mark_since.get_or_insert(now.steady)) >= MARK_NANOS {
             wrote = self.log.seal_mark(cp, &mut out.disk);
