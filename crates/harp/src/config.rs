@@ -266,6 +266,7 @@ impl Config {
             access_times: tuning.access_times,
             export: self.export.clone(),
             nfs_port: self.nfs(me).port(),
+            lethal_xid: None,
             planted: None,
         }
     }

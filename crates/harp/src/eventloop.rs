@@ -26,6 +26,7 @@ use crate::links::{Arrival, Links};
 use crate::poller::{Interest, Poller, Ready, Source};
 use crate::relay::{self, NOT_SERVING, ORIGIN_BYTES, Relays, TAKEN};
 use crate::reserve::Reserve;
+use crate::suspects::SuspectsFile;
 use crate::worker::{Bell, Worker};
 
 /// Messages for the supervisor that wait for room in its socket. Beyond this, remarks are dropped;
@@ -76,6 +77,8 @@ pub struct Door {
 pub struct Parts {
     /// The node, booted.
     pub node: Node,
+    /// What it leaves behind for the next process.
+    pub suspects: SuspectsFile,
     /// Its record ring.
     pub ring: Ring,
     /// Its threads.
@@ -433,8 +436,14 @@ impl EventLoop {
 
     /// Carries the turn's wishes out.
     fn carry_out(&mut self, now: Nanos) {
-        let Parts { node, ring, workers, links, poller, .. } = &mut self.parts;
+        let Parts { node, ring, workers, links, poller, suspects, .. } = &mut self.parts;
         let out = &mut self.out;
+        if let Some(remember) = out.remember.take()
+            && let Err(error) = suspects.write(remember)
+        {
+            let text = format!("the records being redone could not be noted: {error}");
+            out.notices.push(Notice::Remark { text });
+        }
         links.send(out, ring, now, poller);
         if !out.disk.is_empty() {
             workers.log.give(out.disk.drain(..));

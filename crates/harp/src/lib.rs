@@ -42,6 +42,8 @@ pub mod server;
 pub mod serverdir;
 pub mod space;
 pub mod status;
+pub mod suspects;
+
 #[cfg(test)]
 mod testdir;
 pub mod untaken;

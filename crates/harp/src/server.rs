@@ -33,6 +33,7 @@ use crate::ringmem::RingMapping;
 use crate::rpcbind::{self, Registration};
 use crate::serverdir::{self, Contents};
 use crate::space::{Watch, reserve_parts};
+use crate::suspects::SuspectsFile;
 use crate::worker::{Bell, Courtesy, Pace, Worker};
 
 /// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
@@ -150,7 +151,8 @@ fn boot(
     };
     let state = image.as_ref().map(image_state).transpose();
     let state = state.map_err(|error| HarpError::Fatal { why: format!("the image: {error}") })?;
-    let node = Node::boot(settings, &mut disk, state, ring.clone(), clock::now)
+    let (suspects, left) = SuspectsFile::open(&dir)?;
+    let node = Node::boot(settings, &mut disk, state, ring.clone(), left, clock::now)
         .map_err(|error| cannot_boot(config, me, error))?;
     let watch = Watch::new(config, me, reserve.clone(), image.clone());
     let workers = start_workers(disk, image, watch, &ring)?;
@@ -174,6 +176,7 @@ fn boot(
     let durability = durability_name(config.durability);
     Ok(Parts {
         node,
+        suspects,
         ring,
         workers,
         reserve,

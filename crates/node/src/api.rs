@@ -10,6 +10,7 @@ use harp_log::{DiskCommand, DiskDone, LogPos};
 use harp_vr::{Nanos, Room, ServerId, Shape, View};
 
 use crate::export::Export;
+use crate::halt::Suspects;
 use crate::jobs::{StoreDone, StoreJob};
 
 /// What the clocks show. `steady` runs during suspend and never goes back; `wall` may do anything.
@@ -73,6 +74,9 @@ pub struct Settings {
     pub export: Export,
     /// The port that portmap names for NFS and MOUNT.
     pub nfs_port: u16,
+    /// A fault of the software: a process that applies the record of the request with this transaction id, and
+    /// did not plan it, dies. Always `None` in production.
+    pub lethal_xid: Option<u32>,
     /// A rule broken on purpose, to see that the checkers find it. Always `None` in production.
     pub planted: Option<harp_vr::Planted>,
 }
@@ -192,6 +196,8 @@ pub struct Output {
     pub close: Vec<ConnId>,
     /// For people and the supervisor.
     pub notices: Vec<Notice>,
+    /// What this server's next process finds, should this one die; carried out before the next event.
+    pub remember: Option<Suspects>,
     /// Deliver [`Event::Tick`] no later than this.
     pub wake_at: Nanos,
 }
@@ -208,6 +214,7 @@ impl Output {
         self.hold.clear();
         self.close.clear();
         self.notices.clear();
+        self.remember = None;
     }
 }
 

@@ -39,39 +39,49 @@ impl Node {
     pub(crate) fn apply_committed(&mut self, now: Now, out: &mut Output) {
         let limit = self.apply_limit();
         let Some(copy) = &self.copy else { return };
-        if copy.reloading || self.stage_wanted.is_some() {
+        if copy.reloading || copy.halted || self.stage_wanted.is_some() {
             return;
         }
+        let from = copy.shadow_op + 1;
         let stop = limit.min(copy.shadow_op + APPLY_PER_TURN);
-        for op in copy.shadow_op + 1..=stop {
+        let stop = self.stop_with_care(now, stop, out);
+        for op in from..=stop {
             if self.copy.as_ref().is_some_and(|c| c.barrier.is_some()) {
                 break; // the image must be frozen exactly at the barrier first
             }
-            self.apply_next(op);
+            if self.is_lethal(op) {
+                self.killed = true;
+                return;
+            }
+            if let Err(why) = self.apply_next(op) {
+                self.halt(now, op, &why);
+                break;
+            }
             self.pace_checkpoint(now, out);
         }
         let ap = self.copy.as_ref().map_or(0, |c| c.shadow_op).min(self.replica.cp().0);
         self.replica.on_applied(Op(ap));
     }
 
-    pub(crate) fn apply_next(&mut self, op: u64) {
+    /// Errors: what is wrong with the record. Part of it may be in the shadow then.
+    pub(crate) fn apply_next(&mut self, op: u64) -> Result<(), String> {
         let copy = self.copy.as_mut().expect("only copies apply");
         let record = self.log.growing().record(op).expect("records above LB stay in memory");
         let (header, at) = (record.header, record.body_at());
         match header.kind {
             kind::OPERATION => {
                 let operation = record::operation(record.body);
-                let operation = operation.unwrap_or_else(|e| panic!("op {op}: {e}"));
+                let operation = operation.map_err(|error| error.to_string())?;
                 let effects_at = at.0 + record::STAMP_BYTES as u64;
                 let applied = copy.shadow.apply(op, operation.effects, effects_at, &self.bytes);
-                applied.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
+                applied.map_err(|error| format!("{error:?}"))?;
                 let Operation { stamp, reply, .. } = operation;
                 copy.clients.record(op, header.time, &stamp, reply, at.0);
             }
             other => {
                 let effects = if other == kind::ACCESSES { record.body } else { &[] };
                 let applied = copy.shadow.apply(op, effects, at.0, &self.bytes);
-                applied.unwrap_or_else(|e| panic!("op {op} cannot be applied: {e:?}"));
+                applied.map_err(|error| format!("{error:?}"))?;
                 // An image that is being loaded has no digest.
                 if other == kind::BARRIER && copy.load.is_none() {
                     copy.barrier = Some(op);
@@ -79,6 +89,7 @@ impl Node {
             }
         }
         copy.shadow_op = op;
+        Ok(())
     }
 
     // ----- checkpoints -----
@@ -90,7 +101,7 @@ impl Node {
         let ring = self.bytes.0.len();
         let pause = self.checkpoint_pause(CHECKPOINT_NANOS);
         let Some(copy) = &mut self.copy else { return };
-        if copy.reloading || copy.checkpoint.is_some() || copy.digesting.is_some() {
+        if copy.reloading || copy.halted || copy.checkpoint.is_some() || copy.digesting.is_some() {
             return;
         }
         let changed = copy.shadow_op > copy.lb;
@@ -139,6 +150,8 @@ impl Node {
             return;
         }
         let Some(frozen) = checkpoint.frozen.take() else { return };
+        let first = copy.lb + 1;
+        self.announce_checkpoint(first, op, out);
         self.replica.on_applied(Op(op));
         out.jobs.push(StoreJob(Work::Checkpoint(frozen)));
     }
@@ -151,6 +164,7 @@ impl Node {
         copy.lb = op;
         copy.no_room = false;
         self.replica.on_checkpoint(Op(op));
+        self.checkpoint_survived(op, out);
         self.after_barrier(out);
         self.try_discard(out);
         self.complete_image(out);

@@ -13,6 +13,7 @@ use harp_vr::{
 };
 
 use crate::api::{Durability, Now, Settings};
+use crate::halt::{Redo, Suspects};
 use crate::jobs::{ImageState, RingBytes};
 use crate::node::{Copy, Node};
 use crate::rebuild::Load;
@@ -170,13 +171,14 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness. `clock` is
-    /// read when the log is: reading it takes time, and what is to be waited for counts from then on.
+    /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness.
+    /// `suspects`: what this server's last process left behind. `clock` is read when the log is: reading it takes time, and what is to be waited for counts from then on.
     pub fn boot(
         settings: Settings,
         disk: &mut dyn LogDisk,
         image: Option<ImageState>,
         ring: Ring,
+        suspects: Suspects,
         clock: impl FnOnce() -> Now,
     ) -> Result<Node, BootError> {
         if image.is_some() != settings.shape.is_copy(settings.me) {
@@ -227,7 +229,8 @@ impl Node {
         };
         let now = clock();
         let replica = Replica::new(replica_settings(&settings), start, now.steady);
-        Ok(Node::assemble(settings, replica, log, image, ring, now))
+        let redo = Redo::starting(log.current().end(), suspects);
+        Ok(Node { redo: Some(redo), ..Node::assemble(settings, replica, log, image, ring, now) })
     }
 
     fn assemble(
@@ -269,6 +272,7 @@ impl Node {
             lent: Vec::new(),
             debits: Debits::starting(image.lb),
             no_room: false,
+            halted: false,
         });
         let volume = volume(&settings);
         let mut node = Node {
@@ -305,6 +309,8 @@ impl Node {
             verify: None,
             next_tick: Nanos(0),
             accesses_at: now.steady,
+            redo: None,
+            killed: false,
         };
         node.trim();
         node

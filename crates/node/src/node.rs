@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
 use crate::clients::ClientTable;
 use crate::gather::Gather;
+use crate::halt::Redo;
 use crate::jobs::{Done, Frozen, ImageState, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
 use crate::rebuild::{Lent, Load};
@@ -63,6 +64,8 @@ pub(crate) struct Copy {
     pub debits: Debits,
     /// The last checkpoint found no room.
     pub no_room: bool,
+    /// Nothing more is applied, nor frozen (rule 14).
+    pub halted: bool,
     /// The image is not whole, or is not to stay.
     pub load: Option<Load>,
     /// Learners for whom a part of the image is being read.
@@ -148,6 +151,10 @@ pub struct Node {
     pub(crate) accesses_at: Nanos,
     /// Something happened in this turn.
     pub(crate) fed: bool,
+    /// What the log held at the start is being redone.
+    pub(crate) redo: Option<Redo>,
+    /// A lethal record was applied: nothing of this turn leaves.
+    pub(crate) killed: bool,
 }
 
 /// A log on its way to a tag.
@@ -206,6 +213,10 @@ impl Node {
         self.try_stage(now, out);
         self.try_adopt(out);
         self.apply_committed(now, out);
+        if self.killed {
+            out.clear();
+            return out.notices.push(Notice::Fatal { why: "a record was lethal".into() });
+        }
         self.answer_waiting(now, out);
         self.log_barrier(now, out);
         self.log_accesses(now, out);
@@ -232,7 +243,10 @@ impl Node {
             at = at.min(until);
         }
         let behind = self.copy.as_ref().is_some_and(|copy| {
-            !copy.reloading && copy.barrier.is_none() && copy.shadow_op < self.apply_limit()
+            !copy.reloading
+                && !copy.halted
+                && copy.barrier.is_none()
+                && copy.shadow_op < self.apply_limit()
         });
         let draining = self.copy.as_ref().is_some_and(|c| c.draining);
         if behind || draining { now.steady } else { at }

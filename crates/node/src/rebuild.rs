@@ -193,6 +193,7 @@ impl Node {
         let copy = self.copy.as_mut().expect("only copies have images");
         let load = copy.load.as_mut().expect("an image is emptied to be loaded");
         load.discard_wanted = false;
+        copy.halted = false;
         let clients = ClientTable::default();
         copy.stand_at(ImageState { lb: 0, clients, whole: false });
         self.replica.on_image_discarded(now.steady, &mut self.actions);

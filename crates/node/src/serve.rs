@@ -445,7 +445,8 @@ impl Node {
     fn apply_planned(&mut self, op: u64) {
         let limit = self.apply_limit();
         assert_eq!(limit, op, "the shadow is at FP");
-        self.apply_next(op);
+        // It has not left this server yet: better no record than one that nobody can apply.
+        self.apply_next(op).unwrap_or_else(|why| panic!("op {op} was planned wrongly: {why}"));
     }
 
     // ----- replies -----

@@ -6,8 +6,8 @@ use harp_node::log::{Ring, SlotFile};
 use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
 use harp_node::vr::{Durable, Envelope, Nanos, Room, ServerId, View};
 use harp_node::{
-    BootError, ImageState, Node, Now, StoreDone, StoreJob, blocks_ahead, change_in, image_room,
-    image_state,
+    BootError, ImageState, Node, Now, StoreDone, StoreJob, Suspects, blocks_ahead, change_in,
+    image_room, image_state,
 };
 
 use crate::clock::Clock;
@@ -101,6 +101,7 @@ pub fn boot(
     disk: &mut SimLogDisk,
     host: Option<&StoreHost>,
     ring: Ring,
+    suspects: Suspects,
     now: Now,
 ) -> Result<Booted, NoStart> {
     let lost = |what: &dyn std::fmt::Display| NoStart::MediaLost(what.to_string());
@@ -116,7 +117,7 @@ pub fn boot(
         Some(store) => Some(image_state(store).map_err(|error| lost(&error))?),
         None => None,
     };
-    let node = match Node::boot(profile.settings(server), disk, image, ring, || now) {
+    let node = match Node::boot(profile.settings(server), disk, image, ring, suspects, || now) {
         Ok(node) => node,
         Err(error @ BootError::MediaLoss) => return Err(lost(&error)),
         Err(error) => panic!("{server} cannot start: {error}"),

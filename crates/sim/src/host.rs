@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use harp_node::log::{DiskCommand, DiskDone, DiskRunner, Ring};
 use harp_node::vr::{Nanos, ServerId};
-use harp_node::{ConnId, Node, Output, StoreDone, StoreJob};
+use harp_node::{ConnId, Node, Output, StoreDone, StoreJob, Suspects};
 
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
@@ -110,6 +110,8 @@ pub struct Host {
     pub store: Option<StoreHost>,
     /// The clocks.
     pub clock: Clock,
+    /// What the last process left behind for the next one.
+    pub suspects: Suspects,
     /// Memory of the record ring.
     pub ring: Ring,
     /// Disk commands take this many times longer.
@@ -132,6 +134,7 @@ impl Host {
             disk: profile.log_disk(),
             store: profile.shape.is_copy(id).then(|| StoreHost::new(profile.store_blocks)),
             clock,
+            suspects: Suspects::default(),
             ring: Ring::on_heap(RING_BYTES),
             disk_slowness: 1,
             turn_slowness: 1,

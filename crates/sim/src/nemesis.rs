@@ -3,6 +3,7 @@
 //! Never: takes a log or a disk whose loss the group could not survive.
 //! Source: the fault classes of the project's tests; docs/protocol.md, "Rules".
 
+use harp_node::Suspects;
 use harp_node::log::SlotFile;
 use harp_node::vr::{ServerId, ServerSet, View};
 
@@ -148,6 +149,7 @@ enum Lasting {
     OneWay(ServerId, ServerId),
     SlowServer(ServerId),
     SlowDisk(ServerId),
+    LethalRecord,
 }
 
 /// What the nemesis keeps.
@@ -201,11 +203,40 @@ impl World {
     }
 
     fn last(&mut self, lasting: Lasting) {
+        let mean = *self.nemesis.rng.pick(&[3, 15, 60]) * MILLI;
+        self.last_for(lasting, mean);
+    }
+
+    fn last_for(&mut self, lasting: Lasting, mean: u64) {
         let slot = self.nemesis.lasting.len() as u32;
         self.nemesis.lasting.push(Some(lasting));
-        let mean = *self.nemesis.rng.pick(&[3, 15, 60]) * MILLI;
         let time = self.nemesis.rng.wait(mean);
         self.queue.put(self.now + time, Due::Mend { slot });
+    }
+
+    /// A record ended a process: before long somebody installs a version that can apply it.
+    pub(crate) fn lethal_record_struck(&mut self) {
+        let known = |lasting: &Option<Lasting>| matches!(lasting, Some(Lasting::LethalRecord));
+        let scripted = self.profile.faults.is_empty();
+        let faulty = self.profile.lethal_request.is_some();
+        if faulty && !scripted && !self.nemesis.lasting.iter().any(known) {
+            self.last_for(Lasting::LethalRecord, 150 * MILLI);
+        }
+    }
+
+    /// A version without the fault is installed everywhere: another program, which heeds nobody's suspicions.
+    pub fn mend_software(&mut self) {
+        if self.profile.lethal_request.take().is_none() {
+            return;
+        }
+        for index in 0..self.hosts.len() {
+            let server = ServerId(index as u8);
+            self.hosts[index].suspects = Suspects::default();
+            if self.hosts[index].is_up() {
+                self.kill(server, false);
+                self.restart_later(server);
+            }
+        }
     }
 
     /// A lasting fault ends.
@@ -217,6 +248,7 @@ impl World {
             Lasting::OneWay(from, to) => self.network.cut(from, to, false),
             Lasting::SlowServer(server) => self.hosts[server.index()].turn_slowness = 1,
             Lasting::SlowDisk(server) => self.hosts[server.index()].disk_slowness = 1,
+            Lasting::LethalRecord => self.mend_software(),
         }
     }
 
@@ -264,7 +296,7 @@ impl World {
         match fault {
             Fault::GroupPower => {
                 for server in self.all_servers().iter() {
-                    self.crash(server, true);
+                    self.kill(server, true);
                     self.restart_later(server);
                 }
             }
@@ -274,7 +306,7 @@ impl World {
                 }
             }
             _ => {
-                self.crash(server, fault == Fault::Power);
+                self.kill(server, fault == Fault::Power);
                 self.restart_later(server);
             }
         }
@@ -399,7 +431,7 @@ impl World {
             LogLoss::BitFlipped,
         ]);
         let power = self.nemesis.rng.chance(500);
-        self.crash(server, power);
+        self.kill(server, power);
         self.lose_log(server, how);
         self.restart_later(server);
     }
@@ -412,7 +444,7 @@ impl World {
         if !serves || !other_copy {
             return; // the group could not bear it
         }
-        self.crash(server, true);
+        self.kill(server, true);
         if shape.is_copy(server) {
             self.nemesis.recovering.insert(server);
         }
@@ -433,6 +465,7 @@ impl World {
         for slot in 0..self.nemesis.lasting.len() {
             self.mend(slot as u32);
         }
+        self.mend_software();
         self.network.calm_down();
         for index in 0..self.hosts.len() {
             let server = ServerId(index as u8);

@@ -17,13 +17,18 @@ use crate::properties::{
     Pulse, Verdict, Violation, acknowledged_kept::AcknowledgedKept, apply_bound::ApplyBound,
     durable_views::DurableViews, equal_images::EqualImages, executed_once::ExecutedOnce,
     failed_disk_stops::FailedDiskStops, glb_bound::GlbBound, held_by_members::HeldByMembers,
-    log_survives::LogSurvives, longest_log::LongestLog, one_history::OneHistory,
+    log_survives::LogSurvives, longest_log::LongestLog, no_loop::NoLoop, one_history::OneHistory,
     one_lease::OneLease, one_primary::OnePrimary, pointer_order, view_complete::ViewComplete,
     votes::Votes,
 };
 
 /// Transaction ids are request numbers above this.
 const XID_BASE: u32 = 0x5100_0000;
+
+/// The transaction id of a request.
+pub(crate) fn xid_of(number: u32) -> u32 {
+    XID_BASE + number
+}
 
 /// A request that some client made.
 #[derive(Debug)]
@@ -99,6 +104,8 @@ pub struct Observer {
     pub longest_log: LongestLog,
     /// Property 9.
     pub votes: Votes,
+    /// Rule 14.
+    pub no_loop: NoLoop,
     apply_bound: ApplyBound,
     one_primary: OnePrimary,
     durable_views: DurableViews,
@@ -131,6 +138,7 @@ impl Observer {
             failed_disk: FailedDiskStops::default(),
             longest_log: LongestLog::default(),
             votes: Votes::default(),
+            no_loop: NoLoop::default(),
             apply_bound: ApplyBound::default(),
             one_primary: OnePrimary::default(),
             durable_views: DurableViews::default(),
@@ -153,7 +161,7 @@ impl Observer {
         let model = &self.model;
         let handle = |ino| model.handle(ino).expect("clients ask for what replies showed");
         bytes.clear();
-        intent.encode(XID_BASE + number, handle, &mut bytes);
+        intent.encode(xid_of(number), handle, &mut bytes);
         let from = self.acknowledged.acknowledged();
         let answer = Answer::default();
         let (answered, shows, touched) = (false, 0, None);

@@ -2,6 +2,7 @@
 //! Owns: the state of disks after an end at any moment, and the damage done to them on purpose.
 //! Never: takes away what a disk promised to keep, but where a fault says so.
 
+use harp_node::Suspects;
 use harp_node::log::{DiskCommand, SlotFile};
 use harp_node::vr::ServerId;
 
@@ -26,8 +27,14 @@ pub enum LogLoss {
 }
 
 impl World {
+    /// Somebody or something ends a server's process, or its machine's power.
+    pub fn kill(&mut self, server: ServerId, power: bool) {
+        self.observer.no_loop.ended_otherwise(server);
+        self.crash(server, power);
+    }
+
     /// A server's process ends where it stands. With `power`, its machine loses power as well.
-    pub fn crash(&mut self, server: ServerId, power: bool) {
+    pub(crate) fn crash(&mut self, server: ServerId, power: bool) {
         let host = &mut self.hosts[server.index()];
         let rng = &mut self.streams.disk;
         if let Some(process) = host.process.take() {
@@ -39,6 +46,7 @@ impl World {
         }
         let host = &mut self.hosts[server.index()];
         if power {
+            host.suspects = Suspects::default(); // was never synced
             host.disk.power_cut(&mut self.streams.disk);
             if let Some(store) = &host.store {
                 store.power_cut(&mut self.streams.disk);
@@ -100,6 +108,7 @@ impl World {
         if host.store.is_some() {
             host.store = Some(glue::StoreHost::new(self.profile.store_blocks));
         }
+        host.suspects = Suspects::default();
         host.emptied = true;
         self.observer.wiped(server, formed);
         note!(self, "{server} loses its disk");

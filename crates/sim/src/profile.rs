@@ -164,6 +164,8 @@ pub struct Profile {
     pub checkpoint_bytes: u64,
     /// Blocks that a copy's store may have.
     pub store_blocks: u64,
+    /// The record of this request ends every process that applies it, as long as the software has that fault.
+    pub lethal_request: Option<u32>,
     image_part_bytes: usize,
     cache_bytes: u64,
     access_times: AccessTimes,
@@ -202,6 +204,7 @@ impl Profile {
             heartbeat: 2 * MILLI,
             checkpoint_bytes: 256 << 10,
             store_blocks: STORE_BLOCKS,
+            lethal_request: None,
             image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
             access_times: AccessTimes::Relative,
@@ -224,6 +227,9 @@ impl Profile {
         profile.draw_clients(rng);
         profile.image_part_bytes = *rng.pick(&[1 << 10, 4 << 10, 16 << 10, 256 << 10]);
         profile.access_times = *rng.pick(&[AccessTimes::Relative, AccessTimes::Off]);
+        if rng.chance(150) {
+            profile.lethal_request = Some(rng.between(20, wish.ops.max(40) / 2) as u32);
+        }
         if rng.chance(200) {
             profile.store_blocks = rng.between(60, 200);
         }
@@ -286,6 +292,7 @@ impl Profile {
             access_times: self.access_times,
             export: Export { allow, ..Export::default() },
             nfs_port: 2049,
+            lethal_xid: self.lethal_request.map(crate::observer::xid_of),
             planted: self.wish.planted,
         }
     }

@@ -206,12 +206,22 @@ impl Stage {
 
     /// Soft crash.
     pub fn crash(&mut self, server: ServerId) {
-        self.world.crash(server, false);
+        self.world.kill(server, false);
     }
 
     /// Power failure of one machine.
     pub fn power_off(&mut self, server: ServerId) {
-        self.world.crash(server, true);
+        self.world.kill(server, true);
+    }
+
+    /// The software has a fault: the record of request `number` ends every process that applies it and did not
+    /// plan it.
+    pub fn make_lethal(&mut self, number: u32) {
+        self.world.profile.lethal_request = Some(number);
+        for server in self.world.profile.shape.servers().collect::<Vec<_>>() {
+            self.crash(server);
+            self.restart(server);
+        }
     }
 
     /// A server that is down starts.

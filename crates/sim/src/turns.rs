@@ -151,6 +151,7 @@ impl World {
     /// Sends, answers, and hands commands and jobs to their threads.
     fn set_going(&mut self, server: ServerId, end: u64, out: &mut Output) -> Verdict {
         let host = &mut self.hosts[server.index()];
+        host.suspects = out.remember.take().unwrap_or(host.suspects);
         let process = host.process.as_mut().expect("it lives");
         let dies = std::mem::take(&mut process.dies_next_turn);
         let things =
@@ -178,6 +179,13 @@ impl World {
         out.notices = notices;
         if dies || ends {
             note!(self, "{server} dies at the end of a turn");
+            let process = self.hosts[server.index()].process.as_ref().expect("it lives");
+            if process.node.died_of_record() {
+                self.observer.no_loop.died(server)?;
+                self.lethal_record_struck();
+            } else {
+                self.observer.no_loop.ended_otherwise(server);
+            }
             self.crash(server, false);
             self.restart_later(server);
         }

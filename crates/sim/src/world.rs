@@ -335,7 +335,7 @@ impl World {
         let host = &mut self.hosts[server.index()];
         let now = host.clock.read(self.now);
         let (store, ring) = (host.store.as_ref(), host.ring.clone());
-        glue::boot(&self.profile, server, &mut host.disk, store, ring, now)
+        glue::boot(&self.profile, server, &mut host.disk, store, ring, host.suspects, now)
     }
 
     /// The observer looks at a server's view file.

@@ -91,7 +91,7 @@ impl Replica {
     /// Starts a view change, or does nothing if too few servers can be heard.
     pub(crate) fn start_attempt(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let able = self.settings.shape.is_copy(self.settings.me) && self.is_admitted();
-        if !able || now < self.retry_at {
+        if !able || self.is_halted() || now < self.retry_at {
             return;
         }
         let quorum = self.settings.shape.quorum();

@@ -6,6 +6,7 @@ mod action;
 pub mod codec;
 mod coordinator;
 mod durable;
+mod halt;
 mod member;
 mod message;
 mod outside;

@@ -186,7 +186,7 @@ impl Replica {
     pub(crate) fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let Some(running) = self.running else { return };
         self.rebuild(now, &running, out);
-        if self.holds_log_of(&running) {
+        if self.holds_log_of(&running) || self.is_halted() {
             return;
         }
         if self.staged.is_none() {
@@ -245,6 +245,7 @@ impl Replica {
         }
         self.advance_cp(now);
         self.settle_configuration(out);
+        self.leave_if_halted(now, out);
         self.tick_attempt(now, out);
         match &self.stage {
             Stage::Primary(_) => self.watch_as_primary(now, out),

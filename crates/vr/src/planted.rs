@@ -33,6 +33,8 @@ pub enum Planted {
     RedoBeyondParts,
     /// Rule 10: GLB leaves absent copies out without a `needs image` mark.
     TrimIgnoresAbsent,
+    /// Rule 14: what ended a process is redone without care.
+    RedoWithoutCare,
     /// Section 3: a reply leaves before CP covers its record.
     ReplyBeforeCommit,
     /// Section 3: a read shows records above CP.
@@ -43,7 +45,7 @@ pub enum Planted {
 
 impl Planted {
     /// All of them, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 17] = [
+    pub const ALL: [(Planted, &'static str); 18] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
@@ -58,6 +60,7 @@ impl Planted {
         (Planted::SyncFailureIgnored, "sync-failure-ignored"),
         (Planted::RedoBeyondParts, "redo-beyond-parts"),
         (Planted::TrimIgnoresAbsent, "trim-ignores-absent"),
+        (Planted::RedoWithoutCare, "redo-without-care"),
         (Planted::ReplyBeforeCommit, "reply-before-commit"),
         (Planted::ReadAboveCommit, "read-above-commit"),
         (Planted::NoClientTable, "no-client-table"),

@@ -154,6 +154,7 @@ impl Replica {
         assert_eq!(loading.state, State::Emptying, "nobody asked to discard the image");
         *loading = Loading { state: State::Empty, ..Loading::new() };
         self.image = Some(Op::ZERO);
+        self.halted = None;
         self.on_reapply();
         if let (Stage::Outside { .. }, Some(running)) = (&self.stage, self.running) {
             self.rebuild(now, &running, out);

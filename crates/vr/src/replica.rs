@@ -162,6 +162,8 @@ pub struct Replica {
     pub(crate) serving: bool,
     pub(crate) admitting: ServerSet,
     pub(crate) refusing: Option<String>,
+    /// Why this copy applies nothing any more.
+    pub(crate) halted: Option<String>,
     /// How long the own log's oldest record has waited for the disk, told by the caller.
     pub(crate) stalled: u64,
     /// What this server could still take in.
@@ -243,6 +245,7 @@ impl Replica {
             serving: false,
             admitting: ServerSet::EMPTY,
             refusing: None,
+            halted: None,
             stalled: 0,
             room: Room::ENDLESS,
             excluded_until: [Nanos(0); SERVERS_MAX],
@@ -361,7 +364,7 @@ impl Replica {
 
     /// A word on what the server is doing, for `harp status`.
     pub fn state(&self) -> String {
-        if let Some(why) = &self.refusing {
+        if let Some(why) = self.halted.as_ref().or(self.refusing.as_ref()) {
             return format!("refusing: {why}");
         }
         match &self.stage {
@@ -590,7 +593,7 @@ impl Replica {
             !votable || self.tag == Some(self.durable.formed) || self.settings.planted.is_some(),
             "a votable log is tagged with the formed view"
         );
-        let counts = self.is_admitted() && self.has_image();
+        let counts = self.is_admitted() && self.has_image() && !self.is_halted();
         Report {
             formed: self.durable.formed,
             members: self.durable.members,

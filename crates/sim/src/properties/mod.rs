@@ -15,6 +15,7 @@ pub mod held_by_members;
 pub mod linearizable;
 pub mod log_survives;
 pub mod longest_log;
+pub mod no_loop;
 pub mod one_history;
 pub mod one_lease;
 pub mod one_primary;

@@ -1,0 +1,245 @@
+//! Records that end whoever applies them (rule 14): found by redoing with care after a start.
+//! Owns: what a process leaves behind for the next one while it redoes, and when a copy halts.
+//! Never: costs anything once the log that was there at the start is redone.
+//! Invariant: what is about to be redone after a start was announced in an earlier turn.
+//! Source: docs/notes/halt.md.
+
+use harp_vr::Planted;
+
+use crate::api::{Now, Output};
+use crate::node::Node;
+use crate::record::{self, kind};
+
+/// Processes that end at one and the same record before a copy halts there.
+const DEATHS_MAX: u32 = 2;
+/// Processes that end in one and the same checkpoint before a copy halts. It takes long, and whoever kills servers
+/// on purpose may well meet it again.
+const CHECKPOINT_DEATHS_MAX: u32 = 5;
+
+/// Records that a process was at, for the next process to find if that one died of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// The first of them.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+    /// How many processes before the one that announced this ended at these very records.
+    pub deaths: u32,
+}
+
+/// What the world keeps for this server's next process. It need not outlive the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suspects {
+    /// About to be redone.
+    pub redo: Option<Suspect>,
+    /// On their way into the image.
+    pub checkpoint: Option<Suspect>,
+}
+
+/// Redoing what the log held at the start, and bringing it into the image.
+#[derive(Debug)]
+pub(crate) struct Redo {
+    /// The log's end at the start, then that of what was gathered before this server took part in a view. Any
+    /// other record that ends it is in its log at the next start.
+    upto: u64,
+    /// What earlier processes ended at, the last one counted in.
+    found: Suspects,
+    /// What the world knows to be under way.
+    announced: Suspects,
+}
+
+/// What may be done about the records that are next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// They may be redone up to here.
+    Apply(u64),
+    /// First the world must know.
+    Announce,
+    /// So many processes ended at the next one.
+    Halt(u32),
+}
+
+impl Redo {
+    /// A process starts with a log up to `upto`, after one that left `found` behind.
+    pub fn starting(upto: u64, found: Suspects) -> Redo {
+        let counted = |s: Suspect| Suspect { deaths: s.deaths.saturating_add(1), ..s };
+        let found =
+            Suspects { redo: found.redo.map(counted), checkpoint: found.checkpoint.map(counted) };
+        Redo { upto, found, announced: Suspects::default() }
+    }
+
+    /// What to do about the records from `next` on, if there is reason to go up to `stop`. All at once where no
+    /// process ended; one by one where one did.
+    fn step(&mut self, next: u64, stop: u64) -> Step {
+        if let Some(announced) = self.announced.redo
+            && (announced.first..=announced.last).contains(&next)
+        {
+            return Step::Apply(stop.min(announced.last));
+        }
+        let stop = stop.min(self.upto);
+        let suspect = match self.found.redo {
+            Some(s) if (s.first..=s.last).contains(&next) => {
+                let alone = s.first == s.last;
+                if alone && s.deaths >= DEATHS_MAX {
+                    return Step::Halt(s.deaths);
+                }
+                Suspect { first: next, last: next, deaths: if alone { s.deaths } else { 0 } }
+            }
+            Some(s) if s.first > next => {
+                Suspect { first: next, last: stop.min(s.first - 1), deaths: 0 }
+            }
+            _ => Suspect { first: next, last: stop, deaths: 0 },
+        };
+        self.announced.redo = Some(suspect);
+        Step::Announce
+    }
+
+    /// How often a checkpoint that begins at `first` ended a process.
+    fn checkpoint_deaths(&self, first: u64) -> u32 {
+        self.found.checkpoint.filter(|s| s.first == first).map_or(0, |s| s.deaths)
+    }
+}
+
+impl Node {
+    /// Up to where records may be applied in this turn, of those up to `stop`.
+    pub(crate) fn stop_with_care(&mut self, now: Now, stop: u64, out: &mut Output) -> u64 {
+        let (Some(copy), Some(redo)) = (&self.copy, &mut self.redo) else { return stop };
+        let done = copy.shadow_op;
+        if self.settings.planted == Some(Planted::RedoWithoutCare) {
+            return stop;
+        }
+        if !self.replica.is_normal() {
+            redo.upto = redo.upto.max(stop); // these records are in no log of ours that lasts
+        }
+        if done >= redo.upto {
+            if redo.announced.redo.take().is_some() {
+                out.remember = Some(redo.announced);
+            }
+            return stop;
+        }
+        if stop == done {
+            return stop;
+        }
+        let deaths = redo.checkpoint_deaths(copy.lb + 1);
+        if deaths >= CHECKPOINT_DEATHS_MAX {
+            let why = format!("a checkpoint that begins with it ended this server {deaths} times");
+            self.halt(now, copy.lb + 1, &why);
+            return done;
+        }
+        match redo.step(done + 1, stop) {
+            Step::Apply(stop) => stop,
+            Step::Announce => {
+                out.remember = Some(redo.announced);
+                done
+            }
+            Step::Halt(deaths) => {
+                let why = format!("it ended this server {deaths} times");
+                self.halt(now, done + 1, &why);
+                done
+            }
+        }
+    }
+
+    /// A checkpoint of `first..=last` is about to begin.
+    pub(crate) fn announce_checkpoint(&mut self, first: u64, last: u64, out: &mut Output) {
+        let Some(redo) = &mut self.redo else { return };
+        let deaths = redo.checkpoint_deaths(first);
+        redo.announced.checkpoint = Some(Suspect { first, last, deaths });
+        out.remember = Some(redo.announced);
+    }
+
+    /// The image is exact at `lb`: what was there at the start is done with when it is in the image.
+    pub(crate) fn checkpoint_survived(&mut self, lb: u64, out: &mut Output) {
+        let Some(redo) = &mut self.redo else { return };
+        redo.announced.checkpoint = None;
+        if lb >= redo.upto {
+            self.redo = None;
+            out.remember = Some(Suspects::default());
+        } else {
+            out.remember = Some(redo.announced);
+        }
+    }
+
+    /// Whether a lethal record ended this process ([`crate::Settings::lethal_xid`]).
+    pub fn died_of_record(&self) -> bool {
+        self.killed
+    }
+
+    /// Whether applying `op` is to end this process, as the settings say.
+    pub(crate) fn is_lethal(&self, op: u64) -> bool {
+        let Some(xid) = self.settings.lethal_xid else { return false };
+        let Some(record) = self.log.growing().record(op) else { return false };
+        record.header.kind == kind::OPERATION
+            && record::operation(record.body).is_ok_and(|o| o.stamp.key.xid == xid)
+    }
+
+    /// This copy goes no further than the record before `op`.
+    pub(crate) fn halt(&mut self, now: Now, op: u64, why: &str) {
+        let copy = self.copy.as_mut().expect("only copies apply");
+        copy.halted = true;
+        let why = format!(
+            "op {op} cannot be applied here: {why}; the log is kept; install a version of harp that can apply it"
+        );
+        self.replica.on_halted(now.steady, why, &mut self.actions);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Processes redo `1..=100`; each dies at `killer`, or not. Returns how many died, and whether the last halts.
+    fn processes(killer: u64) -> (u32, bool) {
+        let (mut left, mut deaths) = (Suspects::default(), 0);
+        'process: loop {
+            let mut redo = Redo::starting(100, left);
+            let mut done = 0;
+            while done < 100 {
+                match redo.step(done + 1, (done + 32).min(100)) {
+                    Step::Announce => left = redo.announced,
+                    Step::Apply(upto) if (done + 1..=upto).contains(&killer) => {
+                        deaths += 1;
+                        continue 'process;
+                    }
+                    Step::Apply(upto) => done = upto,
+                    Step::Halt(_) => {
+                        assert_eq!(done + 1, killer, "halts at another record");
+                        return (deaths, true);
+                    }
+                }
+            }
+            return (deaths, false);
+        }
+    }
+
+    #[test]
+    fn a_record_that_kills_is_found_wherever_it_is() {
+        for killer in 1..=100 {
+            assert_eq!(processes(killer), (1 + DEATHS_MAX, true), "op {killer}");
+        }
+        assert_eq!(processes(101), (0, false));
+    }
+
+    #[test]
+    fn ends_at_different_records_halt_nobody() {
+        let mut left = Suspects::default();
+        for end in [40, 41, 40, 42, 39, 40] {
+            let mut redo = Redo::starting(100, left);
+            let mut done = 0;
+            while done < end {
+                match redo.step(done + 1, (done + 32).min(100)) {
+                    Step::Announce => left = redo.announced,
+                    Step::Apply(upto) => done = upto,
+                    Step::Halt(_) => panic!("halted at {}", done + 1),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_checkpoint_from_the_same_place_counts() {
+        let checkpoint = Some(Suspect { first: 11, last: 40, deaths: 3 });
+        let redo = Redo::starting(100, Suspects { redo: None, checkpoint });
+        assert_eq!((redo.checkpoint_deaths(11), redo.checkpoint_deaths(41)), (4, 0));
+    }
+}
