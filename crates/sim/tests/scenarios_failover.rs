@@ -212,7 +212,7 @@ fn failover_member_dies_at_any_moment_of_a_view_change() {
         stage.until("phase 2 begins", |world| !world.held_messages().is_empty());
         stage.no_rules();
         stage.pass(after * 40 * MICRO);
-        stage.world.crash(C, power);
+        stage.world.kill(C, power);
         stage.pass(MILLI);
         stage.restart(C);
         stage.until_serves(&[B, C]);
