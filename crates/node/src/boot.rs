@@ -286,6 +286,7 @@ impl Node {
             conns: Default::default(),
             awaiting: Default::default(),
             held: Vec::new(),
+            early: Vec::new(),
             waiting: Vec::new(),
             needs: Vec::new(),
             next_fetch: 1,

@@ -120,6 +120,8 @@ pub struct Node {
     pub(crate) conns: FxHashMap<ConnId, Conn>,
     pub(crate) awaiting: VecDeque<Awaiting>,
     pub(crate) held: Vec<Held>,
+    /// Replies of this turn that a lease allowed: their places in the output, and the ops they show.
+    pub(crate) early: Vec<(usize, u64)>,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) needs: Vec<Need>,
     pub(crate) next_fetch: u64,
@@ -222,6 +224,7 @@ impl Node {
         self.log_accesses(now, out);
         self.seal(now, out);
         self.send_prepares(now, out);
+        self.recheck_lease(now, out);
         self.release(now, out);
         self.bound_log(now, out);
         self.pace_checkpoint(now, out);
@@ -405,6 +408,7 @@ impl Node {
         self.actions.clear();
         out.frames.clear();
         out.replies.clear();
+        self.early.clear();
     }
 
     pub(crate) fn log_is_staged(&self) -> bool {

@@ -401,7 +401,11 @@ impl Node {
                 if ready || above && self.replica.may_answer(now.steady) {
                     let from = out.bytes.len();
                     encode(call.xid, &response, data, &mut out.bytes);
+                    let index = out.replies.len();
                     self.push_reply(conn, from, out);
+                    if out.replies.len() > index {
+                        self.early.push((index, shows));
+                    }
                 } else {
                     let mut bytes = Vec::with_capacity(256 + data.len());
                     encode(call.xid, &response, data, &mut bytes);
@@ -463,6 +467,26 @@ impl Node {
             out.hold.push((conn, false));
         }
         out.replies.push(Reply { conn, bytes: from..out.bytes.len() });
+    }
+
+    /// Rule 7: the lease is looked at once more after reads were computed. If it has run out meanwhile, what was
+    /// answered in this turn waits.
+    pub(crate) fn recheck_lease(&mut self, now: Now, out: &mut Output) {
+        if self.early.is_empty() {
+            return;
+        }
+        let mut early = std::mem::take(&mut self.early);
+        if !self.replica.may_answer(now.steady) {
+            for (index, shows) in early.iter().rev() {
+                let Reply { conn, bytes } = out.replies.remove(*index);
+                let Some(state) = self.conns.get_mut(&conn) else { continue };
+                state.open += 1;
+                let bytes = out.bytes[bytes].to_vec();
+                self.hold_reply(Held { shows: *shows, conn, bytes }, out);
+            }
+        }
+        early.clear();
+        self.early = early; // keeps its memory
     }
 
     /// Lets go of the replies that CP and the lease allow.

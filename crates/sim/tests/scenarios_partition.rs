@@ -6,8 +6,11 @@ use std::rc::Rc;
 
 use harp_node::fs::request::Status;
 use harp_node::vr::Message;
+use harp_sim::host::Incoming;
+use harp_sim::intent::Intent;
 use harp_sim::profile::MILLI;
 use harp_sim::script::{A, B, C, Kind, Stage, create, lookup, remove};
+use harp_sim::world::World;
 
 /// A is cut off with client 0; B and C serve client 1.
 fn cut_off(stage: &mut Stage) {
@@ -108,5 +111,69 @@ fn reply_failure_waits_for_the_record_it_shows() {
     stage.release();
     assert_eq!(stage.answer(first).0, Status::Ok);
     assert_eq!(stage.answer(second).0, Status::Exist);
+    stage.reckon();
+}
+
+/// L17. A primary is paused after it computed a read, before its last look at the lease; meanwhile the others go
+/// on. The reply is not sent: whoever asked hears it from the next primary.
+#[test]
+fn lease_read_computed_before_a_pause_is_not_answered_after_it() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.create(0);
+    stage.pin(0, true);
+    let late = stage.ask(0, lookup(0));
+    let asks = |world: &World| {
+        let inbox = world.hosts[A.index()].process.as_ref().map(|process| &process.inbox);
+        inbox.is_some_and(|inbox| inbox.iter().any(|i| matches!(i, Incoming::Calls(..))))
+    };
+    stage.until("the read waits for A's next turn", asks);
+    let process = stage.world.hosts[A.index()].process.as_mut().expect("it is up");
+    process.stalls_next_turn = 100 * MILLI;
+    stage.until_serves(&[B, C]);
+    assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
+    stage.pass(100 * MILLI);
+    assert!(!stage.is_answered(late), "A's lease ran out in the middle of its turn");
+    stage.pin(0, false);
+    assert_eq!(stage.answer(late).0, Status::NoEnt);
+    stage.reckon();
+}
+
+/// L25. A new primary adopts a record that is not committed, while the old one is cut off with a live lease and
+/// does not show it. Nobody reads it before that lease has run out.
+#[test]
+fn lease_adopted_record_is_not_shown_under_the_old_primarys_lease() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.crash(A);
+    stage.until_serves(&[B, C]);
+    let ino = stage.create(0);
+    stage.pin(0, true);
+    stage.lose(A, B, Kind::Invite);
+    stage.hold(A, C, Kind::Invite);
+    stage.restart(A);
+    stage.until("A wants to lead again", |world| !world.held_messages().is_empty());
+    stage.lose(C, B, Kind::PrepareOk);
+    let unseen = stage.ask(0, create(1));
+    let read = stage.ask(0, Intent::GetAttr { ino });
+    stage.pass(MILLI / 2);
+    assert!(stage.is_answered(read), "B holds a lease");
+    assert!(!stage.is_answered(unseen));
+    stage.part(&[B], &[A, C], true);
+    stage.no_rules();
+    stage.release();
+    stage.until("A forms a view with C", |world| {
+        world.pulse(A).is_some_and(|pulse| pulse.primary && pulse.serving)
+    });
+    let old = stage.pulse(B);
+    assert!(old.lease_until > stage.world.now, "B holds a lease: {old:?}");
+    let end = stage.pulse(A).fp;
+    assert!(end > stage.pulse(A).cp, "A adopted a record that nobody knows to be committed");
+    let number = stage.ask(1, lookup(1));
+    stage.answer(number);
+    assert!(stage.world.now >= old.lease_until, "answered under B's lease");
+    stage.part(&[B], &[A, C], false);
+    stage.pin(0, false);
+    assert_eq!(stage.answer(unseen).0, Status::Ok, "it was adopted, and is done once");
     stage.reckon();
 }
