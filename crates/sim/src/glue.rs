@@ -182,6 +182,7 @@ pub fn pulse(node: &Node, clock: &Clock, at: u64, life: u32) -> Pulse {
         formed: status.formed,
         members: status.members,
         fp: status.fp,
+        log_begin: node.log().current().begin(),
         log_end: node.log().current().end(),
         log_empty: node.log().current().end() < node.log().current().begin(),
         complete: node.log().current().tag() == Some(status.formed.0),

@@ -3,7 +3,7 @@
 //! Never: looks into a message.
 //! Invariant: a message once sent arrives by its own fate, whatever becomes of its sender.
 
-use harp_node::vr::{Report, SERVERS_MAX, ServerId, ServerSet, View};
+use harp_node::vr::{Incarnation, Report, SERVERS_MAX, ServerId, ServerSet, View};
 
 use crate::profile::NetworkProfile;
 use crate::rng::Rng;
@@ -19,6 +19,8 @@ pub struct Message {
     pub bytes: Vec<u8>,
     /// What it reports, if it is a promise: the promised view, and what the server holds.
     pub report: Option<(View, Report)>,
+    /// In which life it was sent, and to which life of the receiver.
+    pub lives: (Incarnation, Incarnation),
 }
 
 /// The messages under way, by place. Places and buffers are used again.
@@ -32,7 +34,13 @@ impl MailRoom {
     /// An empty message from `from` to `to`; fill in its bytes.
     pub fn open(&mut self, from: ServerId, to: ServerId) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.messages.push(Message { from, to, bytes: Vec::new(), report: None });
+            self.messages.push(Message {
+                from,
+                to,
+                bytes: Vec::new(),
+                report: None,
+                lives: Default::default(),
+            });
             self.messages.len() as u32 - 1
         });
         let message = &mut self.messages[slot as usize];
@@ -60,6 +68,7 @@ impl MailRoom {
         self.messages[copy as usize].bytes.extend_from_slice(&bytes);
         self.messages[slot as usize].bytes = bytes;
         self.messages[copy as usize].report = self.messages[slot as usize].report;
+        self.messages[copy as usize].lives = self.messages[slot as usize].lives;
         copy
     }
 

@@ -5,21 +5,23 @@
 
 use harp_node::fs::request::Status;
 use harp_node::vr::{
-    ConfigurationChange, Durable, Envelope, Message, SERVERS_MAX, ServerId, ServerSet, Shape, View,
+    ConfigurationChange, Durable, Envelope, Incarnation, Message as Said, SERVERS_MAX, ServerId,
+    ServerSet, Shape, View,
 };
 use harp_node::wire::{mount, nfs3, rpc};
 
 use crate::hash::hash;
 use crate::intent::Intent;
 use crate::model::{Answer, Content, Ino, Model};
+use crate::network::Message;
 use crate::properties::linearizable::{self, Window};
 use crate::properties::{
     Pulse, Verdict, Violation, acknowledged_kept::AcknowledgedKept, apply_bound::ApplyBound,
     durable_views::DurableViews, equal_images::EqualImages, executed_once::ExecutedOnce,
     failed_disk_stops::FailedDiskStops, glb_bound::GlbBound, held_by_members::HeldByMembers,
     log_survives::LogSurvives, longest_log::LongestLog, no_loop::NoLoop, one_history::OneHistory,
-    one_lease::OneLease, one_primary::OnePrimary, pointer_order, view_complete::ViewComplete,
-    votes::Votes,
+    one_lease::OneLease, one_primary::OnePrimary, pointer_order, refusals::Refusals,
+    view_complete::ViewComplete, votes::Votes, witness_keeps_log::WitnessKeepsLog,
 };
 
 /// Transaction ids are request numbers above this.
@@ -106,6 +108,9 @@ pub struct Observer {
     pub votes: Votes,
     /// Rule 14.
     pub no_loop: NoLoop,
+    /// Property 18.
+    pub refusals: Refusals,
+    witness_log: WitnessKeepsLog,
     apply_bound: ApplyBound,
     one_primary: OnePrimary,
     durable_views: DurableViews,
@@ -139,6 +144,8 @@ impl Observer {
             longest_log: LongestLog::default(),
             votes: Votes::default(),
             no_loop: NoLoop::default(),
+            refusals: Refusals::default(),
+            witness_log: WitnessKeepsLog::default(),
             apply_bound: ApplyBound::default(),
             one_primary: OnePrimary::default(),
             durable_views: DurableViews::default(),
@@ -205,15 +212,29 @@ impl Observer {
         bytes
     }
 
+    /// A message arrived at `at`, whose life is `own`.
+    pub fn message_arrived(&mut self, at: ServerId, own: Incarnation, message: &Message, now: u64) {
+        let (life, to) = message.lives;
+        let newest = self.refusals.heard(at, message.from, life, now);
+        if let Some((view, report)) = &message.report {
+            self.longest_log.arrived(at, *view, report);
+            if newest && to == own {
+                self.refusals.promised(at, message.from, *view, (life.disk, *report));
+            }
+        }
+    }
+
     /// A server has just started: it had this view file, and this state.
     pub fn booted(&mut self, pulse: &Pulse) -> Verdict {
         self.glb_bound.check(pulse, self.needs_image.contains(pulse.server))?;
+        self.witness_log.check(self.shape, pulse, self.needs_image)?;
         self.survives.check(pulse)
     }
 
     /// A server's process ended.
     pub fn ended(&mut self, server: ServerId) {
         self.pulses[server.index()] = None;
+        self.refusals.ended(server);
         self.one_lease.ended(server);
     }
 
@@ -224,6 +245,7 @@ impl Observer {
             self.votes.damaged(server, view);
         }
         self.survives.damaged(server);
+        self.witness_log.damaged(server);
         self.view_complete.damaged(server);
     }
 
@@ -232,6 +254,7 @@ impl Observer {
     pub fn log_doubtful(&mut self, server: ServerId, view: View) {
         self.votes.doubtful(server, view);
         self.survives.damaged(server);
+        self.witness_log.damaged(server);
         self.view_complete.damaged(server);
     }
 
@@ -239,6 +262,7 @@ impl Observer {
     pub fn disk_failed(&mut self, server: ServerId, life: u32) {
         self.failed_disk.told(server, life);
         self.survives.damaged(server);
+        self.witness_log.damaged(server);
         self.view_complete.damaged(server);
     }
 
@@ -262,12 +286,12 @@ impl Observer {
         let one_primary = &self.one_primary;
         self.votes.check_sender(server, envelope, |view| one_primary.members(view))?;
         match &envelope.message {
-            Message::Promise { report, .. } => {
+            Said::Promise { report, .. } => {
                 let committed = self.view_complete.committed_upto(report.formed);
                 self.votes.check_report(server, report, committed)
             }
-            Message::Prepare(_) | Message::PrepareOk(_) => Ok(()),
-            Message::Install(install) => self.longest_log.sent(server, install),
+            Said::Prepare(_) | Said::PrepareOk(_) => Ok(()),
+            Said::Install(install) => self.longest_log.sent(server, install),
             _ => Ok(()),
         }
     }
@@ -332,6 +356,7 @@ impl Observer {
         self.glb_bound.check(pulse, needs_image)?;
         self.one_primary.check(self.shape, pulse)?;
         self.apply_bound.check(pulse)?;
+        self.witness_log.check(self.shape, pulse, self.needs_image)?;
         self.view_complete.check(pulse)?;
         self.acknowledged.check(pulse)
     }

@@ -59,6 +59,7 @@ impl World {
         host.process = Some(process);
 
         let pulse = self.turn_out(server, end, !out.replies.is_empty())?;
+        self.judge_refusal(&pulse, &out.notices)?;
         self.set_going(server, end, &mut out)?;
         self.observer.longest_log.turn_ended(&pulse);
         let host = &mut self.hosts[server.index()];
@@ -100,9 +101,8 @@ impl World {
                 Incoming::Frame(slot) => {
                     let message = self.mail.get(slot);
                     self.trace.add(message.bytes.len() as u64);
-                    if let Some((view, report)) = &message.report {
-                        self.observer.longest_log.arrived(server, *view, report);
-                    }
+                    let own = node.replica().durable().incarnation;
+                    self.observer.message_arrived(server, own, message, self.now);
                     let event = Event::Peer { from: message.from, frame: &message.bytes };
                     node.step(now, event, out);
                     self.mail.close(slot);
@@ -146,6 +146,22 @@ impl World {
         process.cp = pulse.cp;
         self.observer.turn_ended(&pulse)?;
         Ok(pulse)
+    }
+
+    /// A server that refuses to form a view must have reason to.
+    fn judge_refusal(&self, pulse: &Pulse, notices: &[Notice]) -> Verdict {
+        if !notices.iter().any(|notice| matches!(notice, Notice::Refusing { .. })) {
+            return Ok(());
+        }
+        let host = &self.hosts[pulse.server.index()];
+        let replica = host.process.as_ref().expect("it lives").node.replica();
+        let Some(refusal) = replica.refusal() else { return Ok(()) };
+        let own =
+            (replica.durable().incarnation.disk, replica.report(host.clock.read(pulse.at).steady));
+        // By a clock that is as fast as may be.
+        let timeout = self.profile.failure_timeout;
+        let silence = timeout - timeout * 2 * self.profile.drift_ppm_max / 1_000_000;
+        self.observer.refusals.check(self.profile.shape, pulse, own, refusal, silence)
     }
 
     /// Sends, answers, and hands commands and jobs to their threads.
@@ -221,8 +237,10 @@ impl World {
         let (from, to, bytes) = (message.from, message.to, message.bytes.len());
         let envelope = glue::envelope(&message.bytes);
         self.observer.sent(from, &envelope)?;
+        let kept = self.mail.get_mut(slot);
+        kept.lives = (envelope.from_incarnation, envelope.to_incarnation);
         if let Message::Promise { view, report } = envelope.message {
-            self.mail.get_mut(slot).report = Some((view, report));
+            kept.report = Some((view, report));
         }
         self.observer.failed_disk.sent(from, self.hosts[from.index()].life, &envelope)?;
         note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));

@@ -122,10 +122,9 @@ impl Replica {
     }
 
     fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Action>) {
-        let why = refusal.to_string();
-        if self.refusing.as_ref() != Some(&why) {
-            out.push(Action::Refusing { why: why.clone() });
-            self.refusing = Some(why);
+        if self.refusing.as_ref() != Some(&refusal) {
+            out.push(Action::Refusing { why: refusal.to_string() });
+            self.refusing = Some(refusal);
         }
     }
 
@@ -234,6 +233,7 @@ impl Replica {
             .filter(|(s, p)| settled.disks[s.index()] == p.incarnation.disk)
             .collect();
         let have: ServerSet = counted.iter().map(|(s, _)| *s).collect();
+        let need = need + usize::from(self.planted(Planted::RefuseWithoutCause));
         if have.len() < need {
             return Err(Refusal::Promises { have, need }); // (a)
         }

@@ -6,6 +6,7 @@
 
 use crate::action::{Action, Records};
 use crate::message::{Message, Past, Presence};
+use crate::planted::Planted;
 use crate::replica::{LogFacts, Replica, Running, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
 
@@ -90,7 +91,9 @@ impl Replica {
     /// Rule 10: a demoted witness keeps its log until all formed the next view and GLB passed its end.
     fn drop_passed_log(&mut self, presence: Presence, out: &mut Vec<Action>) {
         let witness = !self.settings.shape.is_copy(self.settings.me);
-        let passed = presence.formed > self.durable.formed && presence.glb >= self.log.end;
+        let careless = self.planted(Planted::WitnessDropsLog);
+        let passed =
+            presence.formed > self.durable.formed && (presence.glb >= self.log.end || careless);
         if witness && passed && self.tag.is_some() {
             self.tag = None;
             let end = self.log.end;

@@ -15,6 +15,8 @@ pub enum Planted {
     VoteUntagged,
     /// Rule 2: the coordinator takes the shortest of the eligible logs.
     ShortestLogWins,
+    /// Rule 2: a coordinator wants one promise more than it takes.
+    RefuseWithoutCause,
     /// Rule 3: a log found damaged or missing is voted as an empty one.
     AmnesiaVotes,
     /// Rule 3: a member acknowledges what its disk has not confirmed.
@@ -33,6 +35,8 @@ pub enum Planted {
     RedoBeyondParts,
     /// Rule 10: GLB leaves absent copies out without a `needs image` mark.
     TrimIgnoresAbsent,
+    /// Rule 10: a demoted witness drops its log though a copy that counts lacks records in it.
+    WitnessDropsLog,
     /// Rule 14: what ended a process is redone without care.
     RedoWithoutCare,
     /// Section 3: a reply leaves before CP covers its record.
@@ -45,12 +49,13 @@ pub enum Planted {
 
 impl Planted {
     /// All of them, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 18] = [
+    pub const ALL: [(Planted, &'static str); 20] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
         (Planted::VoteUntagged, "vote-untagged"),
         (Planted::ShortestLogWins, "shortest-log-wins"),
+        (Planted::RefuseWithoutCause, "refuse-without-cause"),
         (Planted::AmnesiaVotes, "amnesia-votes"),
         (Planted::AckBeforeDurable, "ack-before-durable"),
         (Planted::MissingIsFirstStart, "missing-is-first-start"),
@@ -60,6 +65,7 @@ impl Planted {
         (Planted::SyncFailureIgnored, "sync-failure-ignored"),
         (Planted::RedoBeyondParts, "redo-beyond-parts"),
         (Planted::TrimIgnoresAbsent, "trim-ignores-absent"),
+        (Planted::WitnessDropsLog, "witness-drops-log"),
         (Planted::RedoWithoutCare, "redo-without-care"),
         (Planted::ReplyBeforeCommit, "reply-before-commit"),
         (Planted::ReadAboveCommit, "read-above-commit"),

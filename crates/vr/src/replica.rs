@@ -5,7 +5,7 @@
 //! Source: the Harp paper, section 4; docs/protocol.md, "Rules".
 
 use crate::action::{Action, ConfigurationChange, Records};
-use crate::coordinator::Attempt;
+use crate::coordinator::{Attempt, Refusal};
 use crate::durable::Durable;
 use crate::message::{Configuration, Envelope, Install, Message, Presence, Report};
 use crate::planted::Planted;
@@ -161,7 +161,7 @@ pub struct Replica {
     pub(crate) retries: u32,
     pub(crate) serving: bool,
     pub(crate) admitting: ServerSet,
-    pub(crate) refusing: Option<String>,
+    pub(crate) refusing: Option<Refusal>,
     /// Why this copy applies nothing any more.
     pub(crate) halted: Option<String>,
     /// How long the own log's oldest record has waited for the disk, told by the caller.
@@ -362,10 +362,18 @@ impl Replica {
         }
     }
 
+    /// Why no view can form, if this server tried to form one and could not.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusing.as_ref()
+    }
+
     /// A word on what the server is doing, for `harp status`.
     pub fn state(&self) -> String {
-        if let Some(why) = self.halted.as_ref().or(self.refusing.as_ref()) {
+        if let Some(why) = &self.halted {
             return format!("refusing: {why}");
+        }
+        if let Some(refusal) = &self.refusing {
+            return format!("refusing: {refusal}");
         }
         match &self.stage {
             Stage::Primary(_) | Stage::Member { .. } => "normal".into(),
@@ -587,7 +595,8 @@ impl Replica {
         out.push(Action::Persist { sequence: self.persist_issued, durable: self.durable });
     }
 
-    pub(crate) fn report(&self, now: Nanos) -> Report {
+    /// What this server says of itself to a coordinator.
+    pub fn report(&self, now: Nanos) -> Report {
         let votable = self.tag.is_some() && !self.durable.log_void;
         assert!(
             !votable || self.tag == Some(self.durable.formed) || self.settings.planted.is_some(),

@@ -20,8 +20,10 @@ pub mod one_history;
 pub mod one_lease;
 pub mod one_primary;
 pub mod pointer_order;
+pub mod refusals;
 pub mod view_complete;
 pub mod votes;
+pub mod witness_keeps_log;
 
 /// A property that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct Pulse {
     pub members: harp_node::vr::ServerSet,
     /// End of the log that grows: its own, or one that is to replace it.
     pub fp: u64,
+    /// First op of its own log.
+    pub log_begin: u64,
     /// End of its own log.
     pub log_end: u64,
     /// Whether its own log holds nothing.
