@@ -197,3 +197,56 @@ fn five_backup_then_primary_crash_the_rest_has_everything() {
     stage.until_serves(&[A, B, C]);
     stage.reckon();
 }
+
+/// L34. E promises a high view to C, loses its disk, and is admitted again in a lower view, which commits a file.
+/// The old promise reaches C, who has D's and its own: it does not count, and the file is there.
+#[test]
+fn five_promise_of_a_lost_disk_does_not_count() {
+    let mut stage = begin(1);
+    stage.part(&[C, E], &[A, B], true);
+    stage.hold(C, D, Kind::Invite);
+    stage.hold(E, C, Kind::Promise);
+    // C tries again and again, each time higher.
+    stage.until("E has promised C a view above what A will need", |world| {
+        world.durable(E).is_some_and(|e| {
+            e.promised.counter() >= world.durable(A).map_or(0, |a| a.promised.counter()) + 4
+        })
+    });
+    let high = stage.world.durable(E).expect("a view file").promised;
+    stage.until("the promise is under way", |world| {
+        world
+            .held_messages()
+            .iter()
+            .any(|m| m.report.as_ref().is_some_and(|(view, _)| *view == high))
+    });
+    let paused = stage.world.hosts[C.index()].process.as_mut().expect("it is up");
+    paused.busy_until = stage.world.now + 400 * MILLI;
+
+    // E's disk is replaced; a view without it admits the new one, and then one with it commits a file.
+    stage.until_serves(&[A, B, D]);
+    stage.power_off(E);
+    stage.world.empty(E);
+    stage.part(&[E], &[A, B], false);
+    stage.lose(E, C, Kind::Presence);
+    stage.restart(E);
+    stage.until("E's new disk counts", |world| {
+        let new = world.durable(E).map(|e| e.incarnation.disk);
+        let process = world.hosts[D.index()].process.as_ref().expect("it is up");
+        Some(process.node.replica().durable().configuration.disks[E.index()]) == new
+    });
+    stage.part(&[D], &[A, B, E], true);
+    let lower = stage.until_serves(&[A, B, E]);
+    assert!(lower < high, "{lower} is below {high}");
+    stage.create(1);
+
+    // C wakes up, with D, and hears of the old promise.
+    stage.part(&[A, B, E], &[C, D], true);
+    stage.release();
+    stage.until("C has D's promise as well", |world| {
+        world.durable(D).is_some_and(|d| d.promised >= high)
+    });
+    none_serves(&mut stage, &[C, D]);
+    stage.part(&[A, B, E], &[C, D], false);
+    all_there(&mut stage, 0..2);
+    stage.reckon();
+}
