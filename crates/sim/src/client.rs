@@ -39,6 +39,8 @@ pub struct Client {
     pub told: VecDeque<Intent>,
     /// The supervisor does not move it to another server.
     pub pinned: bool,
+    /// Replies to it are lost.
+    pub deaf: bool,
     files: Vec<Ino>,
     directories: Vec<Ino>,
     mounted: bool,
@@ -57,6 +59,7 @@ impl Client {
             burst_at: 0,
             told: VecDeque::new(),
             pinned: false,
+            deaf: false,
             files: Vec::new(),
             directories: Vec::new(),
             mounted: false,

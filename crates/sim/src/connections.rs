@@ -225,7 +225,8 @@ impl World {
 
     /// A reply leaves on a connection at `at`.
     pub(crate) fn send_to_client(&mut self, conn: u32, at: u64, bytes: &[u8]) {
-        if !self.connections[conn as usize].open {
+        let connection = &self.connections[conn as usize];
+        if !connection.open || self.clients[connection.client as usize].deaf {
             return;
         }
         let delay = self.delay();
@@ -276,6 +277,11 @@ impl World {
     pub fn pin(&mut self, client: u32, pinned: bool) {
         self.clients[client as usize].pinned = pinned;
         self.queue.put(self.now, Due::Supervise);
+    }
+
+    /// From now on no reply reaches this client, or again each.
+    pub fn deafen(&mut self, client: u32, deaf: bool) {
+        self.clients[client as usize].deaf = deaf;
     }
 
     /// Gives a client something to ask before anything of its own.

@@ -1,0 +1,224 @@
+//! Scenarios of primary and backup, and of the state that passes between them: one story each, n = 1.
+//! Servers: A the designated primary, B the designated backup, C the witness.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use harp_node::fs::request::Status;
+use harp_node::vr::Message;
+use harp_sim::profile::{MICRO, MILLI};
+use harp_sim::script::{A, B, C, Kind, Stage, create, kind, lookup, remove};
+use harp_sim::world::World;
+
+fn committed(world: &World) -> u64 {
+    world.observer.history.committed()
+}
+
+fn lose_disk(stage: &mut Stage, server: harp_node::vr::ServerId) {
+    stage.power_off(server);
+    stage.world.empty(server);
+}
+
+/// How far a request got before somebody crashed.
+#[derive(Clone, Copy, Debug)]
+enum Point {
+    /// Nobody but the primary knows of it.
+    BeforeContact,
+    /// The backup has it, and the primary does not know.
+    BackupHasIt,
+    /// It is committed, and nobody was told.
+    Committed,
+}
+
+/// Primary or backup crashes before the primary contacts the backup, after the backup has the record, after both
+/// have it. It recovers; the file was made once, and the copies are equal, block by block.
+#[test]
+fn transfer_crash_at_each_point_of_a_write_leaves_equal_copies_and_one_execution() {
+    for who in [A, B] {
+        for power in [false, true] {
+            for point in [Point::BeforeContact, Point::BackupHasIt, Point::Committed] {
+                let mut stage = Stage::new(1);
+                stage.until_serves(&[A, B]);
+                stage.create(0);
+                let (end, before) = (stage.pulse(B).log_end, committed(&stage.world));
+                match point {
+                    Point::BeforeContact => stage.lose(A, B, Kind::Prepare),
+                    Point::BackupHasIt => stage.lose(B, A, Kind::PrepareOk),
+                    Point::Committed => {}
+                }
+                let number = stage.ask(0, create(1));
+                match point {
+                    Point::BeforeContact => stage.pass(300 * MICRO),
+                    Point::BackupHasIt => stage.until("B has the record", |world| {
+                        world.pulse(B).is_some_and(|b| b.log_end > end)
+                    }),
+                    Point::Committed => {
+                        stage.until("it commits", |world| committed(world) > before);
+                    }
+                }
+                assert!(!stage.is_answered(number), "{who} at {point:?}");
+                if power {
+                    stage.power_off(who)
+                } else {
+                    stage.crash(who)
+                }
+                stage.no_rules();
+                assert_eq!(stage.answer(number).0, Status::Ok, "{who} at {point:?}");
+                assert_eq!(stage.call(1, create(1)).0, Status::Exist);
+                stage.restart(who);
+                stage.until_serves(&[A, B]);
+                stage.reckon();
+            }
+        }
+    }
+}
+
+/// The primary waits for the backup before it answers.
+#[test]
+fn transfer_primary_answers_only_what_the_backup_has() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.hold(B, A, Kind::PrepareOk);
+    let number = stage.ask(0, create(0));
+    // Shorter than anybody needs to hold the other for dead.
+    stage.pass(10 * MILLI);
+    assert!(!stage.is_answered(number));
+    stage.no_rules();
+    stage.release();
+    assert_eq!(stage.answer(number).0, Status::Ok);
+    stage.reckon();
+}
+
+/// A backup takes records only in the view that it is in: one sent in the view before comes late.
+#[test]
+fn transfer_backup_ignores_records_of_a_view_that_is_over() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.create(0);
+    stage.hold(A, B, Kind::Prepare);
+    let lost = stage.ask(0, create(1));
+    stage.pass(MILLI);
+    assert!(stage.held() > 0);
+    stage.crash(A);
+    let view = stage.until_serves(&[B, C]);
+    let end = stage.pulse(B).log_end;
+    stage.pin(0, true);
+    stage.no_rules();
+    stage.release();
+    stage.pass(MILLI);
+    let b = stage.pulse(B);
+    assert_eq!(
+        (b.formed, b.log_end, b.serving),
+        (view, end, true),
+        "the late record changed something"
+    );
+    stage.pin(0, false);
+    assert_eq!(stage.answer(lost).0, Status::Ok);
+    stage.reckon();
+}
+
+/// A backup that has not heard yet that its view formed takes no records in it, and acknowledges none.
+#[test]
+fn transfer_member_that_has_not_formed_the_view_acknowledges_nothing_in_it() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    stage.create(0);
+    let first = stage.pulse(A).formed;
+    stage.hold(B, C, Kind::Install);
+    stage.lose(A, B, Kind::Prepare);
+    let number = stage.ask(0, create(1));
+    let early = Rc::new(Cell::new(false));
+    let sees = Rc::clone(&early);
+    stage.rule(move |message, envelope| {
+        let acknowledges = match &envelope.message {
+            Message::PrepareOk(ok) => ok.view > first,
+            Message::Installed { .. } => true,
+            _ => false,
+        };
+        sees.set(sees.get() || message.from == C && acknowledges);
+        None
+    });
+    stage.crash(A);
+    stage.until("B installs", |world| !world.held_messages().is_empty());
+    stage.pass(10 * MILLI);
+    assert!(!stage.is_answered(number), "B answers alone");
+    assert!(!early.get(), "C acknowledges in a view it has not formed");
+    stage.no_rules();
+    stage.release();
+    assert_eq!(stage.answer(number).0, Status::Ok);
+    stage.reckon();
+}
+
+/// A copy without an image never becomes primary, however long the only other copy is away.
+#[test]
+fn transfer_copy_without_files_never_serves() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    (0..4).for_each(|number| _ = stage.create(number));
+    lose_disk(&mut stage, B);
+    stage.until_serves(&[A, C]);
+    stage.create(4);
+    // B's image is on its way when A dies.
+    stage.lose(A, B, Kind::ImagePart);
+    stage.restart(B);
+    stage.pass(20 * MILLI);
+    stage.crash(A);
+    stage.settle();
+    assert_eq!(stage.world.serving(), None, "{}", stage.world.states());
+    stage.no_rules();
+    stage.restart(A);
+    stage.until_serves(&[A, B]);
+    (0..5).for_each(|number| assert_eq!(stage.call(1, lookup(number)).0, Status::Ok));
+    stage.reckon();
+}
+
+/// A primary that dies in the middle of giving its files to another copy loses nothing.
+#[test]
+fn transfer_primary_dies_in_the_middle_of_a_transfer_and_nothing_is_lost() {
+    for parts in 1..4 {
+        let mut stage = Stage::new(1);
+        stage.until_serves(&[A, B]);
+        (0..24).for_each(|number| _ = stage.create(number));
+        lose_disk(&mut stage, B);
+        let sent = Rc::new(Cell::new(0));
+        let counts = Rc::clone(&sent);
+        stage.rule(move |_, envelope| {
+            counts.set(counts.get() + u32::from(kind(&envelope.message) == Kind::ImagePart));
+            None
+        });
+        stage.restart(B);
+        stage.until("parts are under way", |_| sent.get() >= parts);
+        stage.power_off(A);
+        stage.settle();
+        stage.restart(A);
+        stage.until_serves(&[A, B]);
+        (0..24).for_each(|number| assert_eq!(stage.call(1, lookup(number)).0, Status::Ok));
+        stage.reckon();
+    }
+}
+
+/// The transfer carries past replies: a copy that got its files from another one knows what was answered before,
+/// and a request repeated there is not carried out again.
+#[test]
+fn transfer_brings_the_replies_along() {
+    let mut stage = Stage::new(1);
+    stage.until_serves(&[A, B]);
+    (0..3).for_each(|number| _ = stage.create(number));
+    let before = committed(&stage.world);
+    // The reply to a REMOVE is lost. B, which takes A's place then, got its files from A after it.
+    lose_disk(&mut stage, B);
+    stage.until_serves(&[A, C]);
+    stage.world.deafen(0, true);
+    let number = stage.ask(0, remove(1));
+    stage.until("the remove commits", |world| committed(world) > before);
+    stage.restart(B);
+    stage.until_serves(&[A, B]);
+    assert!(!stage.is_answered(number));
+    stage.crash(A);
+    stage.world.deafen(0, false);
+    stage.until_serves(&[B, C]);
+    assert_eq!(stage.answer(number).0, Status::Ok, "not NOENT: it was done once");
+    stage.restart(A);
+    stage.until_serves(&[A, B]);
+    stage.reckon();
+}
