@@ -287,6 +287,7 @@ impl Node {
                 self.stage_wanted = None;
                 let dropped = self.log.drop_staged();
                 assert!(dropped, "a staged log is dropped while it is being swapped in");
+                self.start_over_if_forgotten(out);
             }
             Action::Adopt { view, members, staged, configuration } => {
                 let sequence = None;
@@ -409,6 +410,21 @@ impl Node {
         out.frames.clear();
         out.replies.clear();
         self.early.clear();
+    }
+
+    /// A staged log that was dropped may have taken the place in memory of records that are not in the image yet.
+    /// They are on the disk, where the next start reads them.
+    fn start_over_if_forgotten(&mut self, out: &mut Output) {
+        let Some(copy) = &self.copy else { return };
+        let body = self.log.current();
+        let next = copy.shadow_op.max(body.begin().saturating_sub(1)) + 1;
+        if next <= body.end() && body.record(next).is_none() {
+            self.fall_silent(out);
+            let why = format!(
+                "a log that was to replace this one took the memory of op {next}: it is to be read again"
+            );
+            out.notices.push(Notice::Fatal { why });
+        }
     }
 
     pub(crate) fn log_is_staged(&self) -> bool {

@@ -19,7 +19,8 @@ harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a s
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
 
---without FAULT, as often as you like, leaves a class of faults out.
+--without FAULT, as often as you like, leaves a class of faults out. --wild-clocks lets clocks leave their bound:
+such worlds may show stale reads, and report them.
 N defaults to 5000, the group to n = 1, seeds of a hunt to 0..2000, threads (--threads T) to 2.";
 
 #[derive(Clone, Debug)]
@@ -30,6 +31,7 @@ struct Orders {
     n: u8,
     planted: Option<Planted>,
     without: FaultSet,
+    wild_clocks: bool,
     hunt: Vec<Planted>,
     trace: bool,
     keep_going: bool,
@@ -70,6 +72,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
         n: 1,
         planted: None,
         without: FaultSet::NONE,
+        wild_clocks: false,
         hunt: Vec::new(),
         trace: false,
         keep_going: false,
@@ -89,6 +92,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
             Long("hunt") => orders.hunt = vec![parser.value()?.parse_with(planted)?],
             Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
             Long("keep-going") => orders.keep_going = true,
+            Long("wild-clocks") => orders.wild_clocks = true,
             Long("trace") => orders.trace = true,
             Long("threads") => orders.threads = parser.value()?.parse::<u64>()?.clamp(1, 64),
             Long("help") | Short('h') => return Ok(None),
@@ -123,11 +127,12 @@ fn name_of(bug: Planted) -> &'static str {
 
 /// The line that runs this world again.
 fn replay(wish: Wish) -> String {
-    let Wish { seed, n, ops, planted, without } = wish;
+    let Wish { seed, n, ops, planted, without, wild_clocks } = wish;
     let without: String = without.names().iter().map(|name| format!(" --without {name}")).collect();
     let planted = planted.map_or(String::new(), |bug| format!(" --planted {}", name_of(bug)));
+    let clocks = if wild_clocks { " --wild-clocks" } else { "" };
     format!(
-        "cargo run --release -p harp-sim -- --seed {seed} --ops {ops} --n {n}{planted}{without} --trace"
+        "cargo run --release -p harp-sim -- --seed {seed} --ops {ops} --n {n}{planted}{without}{clocks} --trace"
     )
 }
 
@@ -163,7 +168,14 @@ fn run_one(wish: Wish, trace: bool) -> Option<Report> {
 }
 
 fn wish(orders: &Orders, seed: u64) -> Wish {
-    Wish { seed, n: orders.n, ops: orders.ops, planted: orders.planted, without: orders.without }
+    Wish {
+        seed,
+        n: orders.n,
+        ops: orders.ops,
+        planted: orders.planted,
+        without: orders.without,
+        wild_clocks: orders.wild_clocks,
+    }
 }
 
 fn one(orders: &Orders, seed: u64) -> ExitCode {
@@ -243,6 +255,9 @@ fn run_apart(wish: Wish) -> Option<String> {
     }
     for name in wish.without.names() {
         command.args(["--without", &name]);
+    }
+    if wish.wild_clocks {
+        command.arg("--wild-clocks");
     }
     let output = command.stdout(Stdio::null()).output().expect("the program that runs can be run");
     if output.status.success() {

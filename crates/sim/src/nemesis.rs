@@ -342,7 +342,7 @@ impl World {
     }
 
     fn strike_clock(&mut self, fault: Fault, server: ServerId) {
-        let most = self.profile.drift_ppm_max;
+        let most = self.profile.clock_ppm_max;
         let rng = &mut self.nemesis.rng;
         let clock = &mut self.hosts[server.index()].clock;
         match fault {

@@ -26,6 +26,9 @@ const SEGMENTS_MAX: u64 = 64;
 /// Blocks that a copy's store may have where space is no matter.
 const STORE_BLOCKS: u64 = 1 << 16;
 
+/// How far clocks that keep no bound run off, in parts per million.
+const WILD_PPM: u64 = 700_000;
+
 /// What the caller asks of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish {
@@ -39,12 +42,14 @@ pub struct Wish {
     pub planted: Option<Planted>,
     /// Classes of faults that must not occur, whatever the seed says.
     pub without: FaultSet,
+    /// Clocks leave the bound that the settings name: outside of what is promised, and stale reads must be seen.
+    pub wild_clocks: bool,
 }
 
 impl Wish {
     /// The world of a seed, with all its faults.
     pub fn new(seed: u64, n: u8, ops: u64) -> Wish {
-        Wish { seed, n, ops, planted: None, without: FaultSet::NONE }
+        Wish { seed, n, ops, planted: None, without: FaultSet::NONE, wild_clocks: false }
     }
 }
 
@@ -152,8 +157,10 @@ pub struct Profile {
     pub fault_gap: u64,
     /// A turn of a server's loop, and each event in it.
     pub turn: (u64, u64),
-    /// Largest deviation of a clock's rate from true time, in parts per million.
+    /// Largest deviation of a clock's rate from true time that the settings allow for, in parts per million.
     pub drift_ppm_max: u64,
+    /// That of the clocks as they are.
+    pub clock_ppm_max: u64,
     /// A server's silence that counts as failure.
     pub failure_timeout: u64,
     /// A member's promise.
@@ -199,6 +206,7 @@ impl Profile {
             fault_gap: SECOND,
             turn: (3 * MICRO, MICRO),
             drift_ppm_max: 500,
+            clock_ppm_max: 500,
             failure_timeout: 20 * MILLI,
             lease: 14 * MILLI,
             heartbeat: 2 * MILLI,
@@ -219,6 +227,7 @@ impl Profile {
         profile.faults = FaultSet::draw(rng).without(wish.without);
         profile.fault_gap = rng.between(8, 80) * MILLI;
         profile.drift_ppm_max = *rng.pick(&[0, 100, 1_000, 10_000]);
+        profile.clock_ppm_max = if wish.wild_clocks { WILD_PPM } else { profile.drift_ppm_max };
         profile.lease = rng.between(8, 16) * MILLI;
         profile.heartbeat = rng.between(15, 30) * MILLI / 10;
         profile.checkpoint_bytes = rng.between(64, 320) << 10;

@@ -93,6 +93,11 @@ impl Stage {
         Stage::of(profile).formed()
     }
 
+    /// The same in a world whose clocks keep no bound.
+    pub fn with_wild_clocks(n: u8) -> Stage {
+        Stage::of(Profile::calm(Wish { wild_clocks: true, ..Wish::new(1, n, 0) })).formed()
+    }
+
     fn formed(mut self) -> Stage {
         let stage = &mut self;
         stage.until("the first view serves", |world| world.serving().is_some());

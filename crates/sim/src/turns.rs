@@ -160,7 +160,7 @@ impl World {
             (replica.durable().incarnation.disk, replica.report(host.clock.read(pulse.at).steady));
         // By a clock that is as fast as may be.
         let timeout = self.profile.failure_timeout;
-        let silence = timeout - timeout * 2 * self.profile.drift_ppm_max / 1_000_000;
+        let silence = timeout - timeout.min(timeout * 2 * self.profile.clock_ppm_max / 1_000_000);
         self.observer.refusals.check(self.profile.shape, pulse, own, refusal, silence)
     }
 

@@ -116,7 +116,7 @@ impl World {
             now: 0,
             hosts,
             network: Network::new(profile.network.clone(), stream(Stream::Network)),
-            observer: Observer::new(profile.shape),
+            observer: Observer::new(profile.shape, !profile.wish.wild_clocks),
             clients: (0..profile.clients.clients).map(Client::new).collect(),
             requests_left: profile.wish.ops,
             calm: false,
@@ -381,7 +381,7 @@ impl World {
 }
 
 fn draw_clock(profile: &Profile, rng: &mut Rng) -> Clock {
-    let most = profile.drift_ppm_max;
+    let most = profile.clock_ppm_max;
     let ppm = rng.between(0, 2 * most) as i64 - most as i64;
     Clock::new(rng.between(1, 1000) * SECOND, ppm)
 }

@@ -178,3 +178,22 @@ fn lease_adopted_record_is_not_shown_under_the_old_primarys_lease() {
     assert_eq!(stage.answer(unseen).0, Status::Ok, "it was adopted, and is done once");
     stage.reckon();
 }
+
+/// Beyond what is promised: A's clock runs at a third of the others' speed. Cut off, A believes in its lease while B
+/// and C go on, and shows a file that is gone. The checker reports that read.
+#[test]
+fn lease_clock_beyond_its_bound_shows_a_stale_read_and_the_checker_sees_it() {
+    let mut stage = Stage::with_wild_clocks(1);
+    stage.until_serves(&[A, B]);
+    let now = stage.world.now;
+    stage.world.hosts[A.index()].clock.set_rate(now, -700_000);
+    cut_off(&mut stage);
+    stage.until_serves(&[B, C]);
+    assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
+    let lease = stage.pulse(A);
+    assert!(lease.lease_until > lease.at, "A still believes in its lease");
+    stage.world.tell(0, lookup(0));
+    let limit = stage.world.now + 20 * MILLI;
+    let violation = stage.world.run_until(limit, |_| false).expect_err("a stale read is seen");
+    assert!(violation.property.contains("replies are linearizable"), "{violation}");
+}

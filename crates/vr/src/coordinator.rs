@@ -279,6 +279,14 @@ impl Replica {
         })
     }
 
+    /// Where the image of a copy stands that was at `lb` when it promised: it may have moved on since, and GLB
+    /// with it.
+    fn newest_lb(&self, server: ServerId, lb: Op) -> u64 {
+        let heard = self.peers[server.index()].lb;
+        let now = if server == self.settings.me { self.image.unwrap_or_default() } else { heard };
+        lb.max(now).0
+    }
+
     /// n+1 members: copies that are level first, then witnesses (the best informed first), then copies that
     /// have far to go. A slow server only if there is no other.
     fn choose_members(
@@ -299,7 +307,8 @@ impl Replica {
             let report = &promise.report;
             let lacking = lacks(report);
             if shape.is_copy(*server) {
-                let reaches = report.image.is_some_and(|lb| lb.next() >= begin);
+                let reaches =
+                    report.image.is_some_and(|lb| self.newest_lb(*server, lb) >= begin.0 - 1);
                 if !reaches {
                     continue;
                 }
