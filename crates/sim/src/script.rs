@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use harp_node::GroupSource;
 use harp_node::fs::request::Status;
 use harp_node::vr::{Envelope, Message as Said, ServerId, ServerSet, View};
 
@@ -90,6 +91,13 @@ impl Stage {
     pub fn with_store(n: u8, blocks: u64) -> Stage {
         let mut profile = Profile::calm(Wish::new(1, n, 0));
         profile.store_blocks = blocks;
+        Stage::of(profile).formed()
+    }
+
+    /// The same with users' groups looked up; at the clients works root, who is not.
+    pub fn with_looked_up_groups(n: u8) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.groups = GroupSource::Server;
         Stage::of(profile).formed()
     }
 
