@@ -20,7 +20,8 @@ pub struct Credential<'a> {
     pub uid: u32,
     /// Effective group.
     pub gid: u32,
-    /// Supplementary groups as they stood on the wire: big-endian u32 each, at most 16.
+    /// Supplementary groups as on the wire, big-endian u32 each: at most 16 from there, more where a server looked
+    /// them up.
     pub groups_be: &'a [u8],
 }
 

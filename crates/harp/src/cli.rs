@@ -16,7 +16,7 @@ use harp_node::fs::key::RootOwner;
 use harp_node::{Network, Squash};
 
 use crate::config::{Config, FILE_NAME, Place};
-use crate::configcheck::squash_named;
+use crate::configcheck::{group_source_named, squash_named};
 use crate::error::HarpError;
 use crate::export::{Exported, Owners, export};
 use crate::formatting::{self, Act};
@@ -34,8 +34,8 @@ harp up [--dir DIR] [--copies 2|3] [--durability disk] [--nfs ADDR:PORT] [--nbd 
         [--admin ADDR:PORT] [--allow NETWORK]...
                                         run a whole local group (DIR: ./harp-data)
 harp init --dir DIR --server NAME=ADDRESS[:PORT]... [--allow NETWORK]... [--copies 2|3] [--name NAME]
-        [--nfs-port PORT] [--data DIR] [--squash root|all|none] [--root-uid N] [--root-gid N]
-        [--root-mode OCTAL] [--capacity BYTES[K|M|G|T]]
+        [--nfs-port PORT] [--data DIR] [--squash root|all|none] [--groups client|server]
+        [--root-uid N] [--root-gid N] [--root-mode OCTAL] [--capacity BYTES[K|M|G|T]]
                                         write DIR/harp.toml for a group over several machines
 harp serve --config FILE --node NAME    run one server of it
 harp serve --config FILE --node NAME --format | --replace
@@ -199,6 +199,11 @@ fn parse_init(mut parser: Parser) -> Result<InitOptions, HarpError> {
                 let name = parser.value()?.string()?;
                 let why = || usage(format!("--squash is root, all or none, not {name:?}"));
                 options.squash = Some(squash_named(&name).ok_or_else(why)?);
+            }
+            Long("groups") => {
+                let name = parser.value()?.string()?;
+                let why = || usage(format!("--groups is client or server, not {name:?}"));
+                options.groups = Some(group_source_named(&name).ok_or_else(why)?);
             }
             Long("root-uid") => options.root.uid = parser.value()?.parse()?,
             Long("root-gid") => options.root.gid = parser.value()?.parse()?,

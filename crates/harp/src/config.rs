@@ -320,6 +320,7 @@ pub(crate) mod tests {
             export: Export {
                 allow: vec!["10.0.0.0/8".parse().expect("a network")],
                 squash: harp_node::Squash::Root,
+                groups: harp_node::GroupSource::Server,
                 ..Export::default()
             },
             root: RootOwner { uid: 1000, gid: 100, mode: 0o1775 },

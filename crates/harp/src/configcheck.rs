@@ -12,12 +12,12 @@ use harp_node::fs::atime::AccessTimes;
 use harp_node::fs::key::RootOwner;
 use harp_node::log::{BATCH_HEADER_BYTES, RECORD_BYTES_MAX};
 use harp_node::vr::{ServerId, Shape};
-use harp_node::{Durability, Export, Network, Squash};
+use harp_node::{Durability, Export, GroupSource, Network, Squash};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::config::{Config, Machine, Place, Tuning, from_hex};
-use crate::configtext::{access_times_name, squash_name};
+use crate::configtext::{access_times_name, group_source_name, squash_name};
 use crate::error::HarpError;
 
 /// The shortest segment that the longest record fits into.
@@ -66,6 +66,7 @@ struct RawExport {
     squash: Option<Spanned<String>>,
     anonymous_uid: Option<u32>,
     anonymous_gid: Option<u32>,
+    groups: Option<Spanned<String>>,
     root_uid: Option<u32>,
     root_gid: Option<u32>,
     root_mode: Option<Spanned<u64>>,
@@ -349,6 +350,13 @@ impl Checker<'_> {
         };
         export.anonymous_uid = raw.anonymous_uid.unwrap_or(export.anonymous_uid);
         export.anonymous_gid = raw.anonymous_gid.unwrap_or(export.anonymous_gid);
+        if let Some(name) = &raw.groups {
+            export.groups = group_source_named(name.get_ref()).ok_or_else(|| {
+                let why = "must be \"client\" (its calls say a user's groups) or \"server\" (the server's user \
+                           database does)";
+                self.fault(name.span().start, "export.groups", why)
+            })?;
+        }
         root.uid = raw.root_uid.unwrap_or(root.uid);
         root.gid = raw.root_gid.unwrap_or(root.gid);
         if let Some(mode) = &raw.root_mode {
@@ -424,6 +432,13 @@ pub fn squash_named(name: &str) -> Option<Squash> {
         .find(|squash| squash_name(*squash) == name)
 }
 
+/// The source of groups of that name.
+pub fn group_source_named(name: &str) -> Option<GroupSource> {
+    [GroupSource::Client, GroupSource::Server]
+        .into_iter()
+        .find(|source| group_source_name(*source) == name)
+}
+
 impl Config {
     /// Checks a configuration's text; `file` is where it is from.
     pub fn parse(file: &Path, text: &str) -> Result<Config, HarpError> {
@@ -453,6 +468,8 @@ mod tests {
             ("ring_bytes = 268435456", "ring_bytes = 268435457", "settings.ring_bytes"),
             ("segment_bytes = 67108864", "segment_bytes = 1048576", "settings.segment_bytes"),
             ("segments_max = 128", "segments_max = ", "settings.segments_max"),
+            ("squash = \"none\"", "squash = \"some\"", "export.squash"),
+            ("groups = \"client\"", "groups = \"ldap\"", "export.groups"),
         ];
         for (right, wrong, want) in cases {
             let line = 1 + text.lines().position(|l| l == right).expect(right);
@@ -480,6 +497,11 @@ mod tests {
         assert_eq!(fault(&text.replace("[server.c]", "[server.d]")), "server.c.peer");
         let more = text.replace("[settings]", "[server.d]\npeer = \"1.1.1.1:1\"\n[settings]");
         assert_eq!(fault(&more), "server.d");
+        let older = text.replace("groups = \"client\"\n", "");
+        assert_eq!(
+            Config::parse(Path::new("/x/harp.toml"), &older).ok(),
+            Some(sample(Path::new("/x"), 2))
+        );
         let without = text.replace("lease_ms = 140\n", "");
         assert_eq!(fault(&without), "settings");
     }

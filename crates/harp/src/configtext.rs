@@ -6,7 +6,7 @@
 use harp_node::fs::atime::AccessTimes;
 use harp_node::fs::key::RootOwner;
 use harp_node::vr::ServerId;
-use harp_node::{Export, Squash};
+use harp_node::{Export, GroupSource, Squash};
 
 use crate::config::{Config, Place, Tuning, durability_name, to_hex};
 use crate::status::designated;
@@ -115,9 +115,10 @@ impl Config {
     }
 
     fn export_text(&self) -> String {
-        let Export { allow, squash, anonymous_uid, anonymous_gid } = &self.export;
+        let Export { allow, squash, anonymous_uid, anonymous_gid, groups } = &self.export;
         let allow: Vec<String> = allow.iter().map(|network| format!("\"{network}\"")).collect();
         let (allow, squash) = (allow.join(", "), squash_name(*squash));
+        let groups = group_source_name(*groups);
         let RootOwner { uid, gid, mode } = self.root;
         let register_rpcbind = self.register_rpcbind;
         format!(
@@ -129,6 +130,9 @@ impl Config {
              squash = \"{squash}\"\n\
              anonymous_uid = {anonymous_uid}\n\
              anonymous_gid = {anonymous_gid}\n\
+             # Who says which groups a user is in. client: each call, but no more than sixteen. server: the user\n\
+             # database (passwd and group, LDAP, ...) of each server's own machine.\n\
+             groups = \"{groups}\"\n\
              # The root directory's owner, group and mode as it is made; chown and chmod change it later.\n\
              root_uid = {uid}\n\
              root_gid = {gid}\n\
@@ -148,6 +152,14 @@ pub fn access_times_name(access_times: AccessTimes) -> &'static str {
     match access_times {
         AccessTimes::Relative => "relatime",
         AccessTimes::Off => "off",
+    }
+}
+
+/// The name of a source of groups, as in the file and on the command line.
+pub fn group_source_name(source: GroupSource) -> &'static str {
+    match source {
+        GroupSource::Client => "client",
+        GroupSource::Server => "server",
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use harp_node::log::{DiskCommand, DiskDone, Ring};
 use harp_node::vr::{Nanos, Room};
-use harp_node::{ConnId, Event, Node, Notice, Output, StoreDone, StoreJob};
+use harp_node::{ConnId, Event, LookedUp, Node, Notice, Output, StoreDone, StoreJob};
 
 use crate::admin::{Admins, Answer, Asked, Request, ServerStatus, digest_answer};
 use crate::clients::{CLIENTS_MAX, Clients};
@@ -55,6 +55,8 @@ pub struct Workers {
     pub store: Option<StoreWorkers>,
     /// Looks what room there is.
     pub space: Worker<(), std::io::Result<Room>>,
+    /// Looks up who is in which groups; `None` where clients say so themselves.
+    pub users: Option<Worker<u32, (u32, LookedUp)>>,
 }
 
 /// The threads of a copy's store.
@@ -120,6 +122,7 @@ pub struct EventLoop {
     disk_done: Vec<DiskDone>,
     store_done: Vec<StoreDone>,
     space_done: Vec<std::io::Result<Room>>,
+    users_done: Vec<(u32, LookedUp)>,
     /// When to look what room there is; `None` while that is under way.
     space_at: Option<Nanos>,
     /// It was told that looking fails.
@@ -146,6 +149,7 @@ impl EventLoop {
             disk_done: Vec::new(),
             store_done: Vec::new(),
             space_done: Vec::new(),
+            users_done: Vec::new(),
             space_at: Some(Nanos(0)),
             space_told: false,
             broken: Vec::new(),
@@ -352,6 +356,12 @@ impl EventLoop {
         for done in self.disk_done.drain(..) {
             node.step(clock::now(), Event::Disk(done), &mut self.out);
         }
+        if let Some(users) = &workers.users {
+            users.take_done(&mut self.users_done);
+            for (uid, answer) in self.users_done.drain(..) {
+                node.step(clock::now(), Event::Groups { uid, answer }, &mut self.out);
+            }
+        }
         let Some(store) = &workers.store else { return };
         for worker in [&store.fetch, &store.checkpoint] {
             worker.take_done(&mut self.store_done);
@@ -459,6 +469,10 @@ impl EventLoop {
             if !out.jobs.is_empty() {
                 store.fetch.give(out.jobs.drain(..));
             }
+        }
+        if !out.users.is_empty() {
+            let users = workers.users.as_ref().expect("only where the server says who is in which");
+            users.give(out.users.drain(..));
         }
         if !out.replies.is_empty() {
             self.clients.send(out, poller, &mut self.broken);

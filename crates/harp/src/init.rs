@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use harp_node::fs::key::RootOwner;
 use harp_node::vr::Shape;
-use harp_node::{Durability, Network, Squash};
+use harp_node::{Durability, GroupSource, Network, Squash};
 
 use crate::config::{Config, FILE_NAME, Machine, Place, Tuning};
 use crate::error::HarpError;
@@ -41,6 +41,8 @@ pub struct InitOptions {
     pub allow: Vec<Network>,
     /// Whose word about himself is not taken.
     pub squash: Option<Squash>,
+    /// Whose word counts on a user's groups.
+    pub groups: Option<GroupSource>,
     /// The owner of the file system's root.
     pub root: RootOwner,
     /// Bytes that the file system may hold.
@@ -96,6 +98,7 @@ fn new_config(options: &InitOptions) -> Result<Config, HarpError> {
         return Err(usage(why.into()));
     }
     export.squash = options.squash.unwrap_or(export.squash);
+    export.groups = options.groups.unwrap_or(export.groups);
     let capacity_bytes = options.capacity.unwrap_or(Tuning::default().capacity_bytes);
     Ok(Config {
         file: options.dir.join(FILE_NAME),

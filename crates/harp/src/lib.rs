@@ -48,5 +48,6 @@ pub mod suspects;
 mod testdir;
 pub mod untaken;
 pub mod up;
+pub mod users;
 pub mod verify;
 pub mod worker;

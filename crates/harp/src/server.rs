@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use harp_node::log::{DiskCommand, DiskRunner, LogDisk, Ring, SlotFile};
 use harp_node::vr::{Durable, ServerId};
-use harp_node::{BootError, Node, StoreJob, image_state};
+use harp_node::{BootError, GroupSource, Node, StoreJob, image_state};
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::admin::Admins;
@@ -34,6 +34,7 @@ use crate::rpcbind::{self, Registration};
 use crate::serverdir::{self, Contents};
 use crate::space::{Watch, reserve_parts};
 use crate::suspects::SuspectsFile;
+use crate::users;
 use crate::worker::{Bell, Courtesy, Pace, Worker};
 
 /// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
@@ -155,7 +156,7 @@ fn boot(
     let node = Node::boot(settings, &mut disk, state, ring.clone(), left, clock::now)
         .map_err(|error| cannot_boot(config, me, error))?;
     let watch = Watch::new(config, me, reserve.clone(), image.clone());
-    let workers = start_workers(disk, image, watch, &ring)?;
+    let workers = start_workers(disk, image, watch, config.export.groups, &ring)?;
     let poller = Poller::new()?;
     let identity = Identity {
         group: config.id,
@@ -235,6 +236,7 @@ fn start_workers(
     mut disk: FileLogDisk,
     image: Option<Image>,
     mut watch: Watch,
+    groups: GroupSource,
     ring: &Ring,
 ) -> Result<Workers, HarpError> {
     let bell = Bell::new()?;
@@ -257,5 +259,13 @@ fn start_workers(
         }
     };
     let space = Worker::start("harp-space", bell.clone(), Pace::Prompt, move |()| watch.look())?;
-    Ok(Workers { bell, log, store, space })
+    let users = match groups {
+        GroupSource::Client => None,
+        GroupSource::Server => {
+            let look_up = |uid| (uid, users::look_up(uid));
+            let worker = Worker::start("harp-users", bell.clone(), Pace::Prompt, look_up)?;
+            Some(worker.unawaited())
+        }
+    };
+    Ok(Workers { bell, log, store, space, users })
 }

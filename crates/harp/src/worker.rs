@@ -113,7 +113,8 @@ impl<J, D> Shared<J, D> {
     }
 }
 
-/// One thread and its queues. Dropping it waits for the job in hand and forgets the others.
+/// One thread and its queues. Dropping it waits for the job in hand, unless [`Worker::unawaited`], and forgets the
+/// others.
 pub struct Worker<J, D> {
     shared: Arc<Shared<J, D>>,
     thread: Option<JoinHandle<()>>,
@@ -145,6 +146,13 @@ impl<J: Send + 'static, D: Send + 'static> Worker<J, D> {
         });
         let thread = thread.map_err(|error| HarpError::io("start a thread", error))?;
         Ok(Worker { shared, thread: Some(thread) })
+    }
+
+    /// The same thread, which dropping the worker does not wait for: what it has in hand may never end, and leaves
+    /// nothing behind.
+    pub fn unawaited(mut self) -> Worker<J, D> {
+        self.thread = None;
+        self
     }
 
     /// Hands over all of `jobs`, in order.
@@ -213,6 +221,17 @@ mod tests {
             seen.append(&mut done);
         }
         assert!(seen.iter().copied().eq((0..200).map(|job| job * 2)));
+    }
+
+    #[test]
+    fn a_job_that_hangs_does_not_keep_an_unawaited_worker() {
+        let bell = Bell::new().expect("a bell");
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let work = move |_: u32| hangs.recv().is_ok();
+        let worker = Worker::start("test", bell, Pace::Prompt, work).expect("starts").unawaited();
+        worker.give(0..2);
+        drop(worker);
+        drop(release); // not before: the drop above returned while the job hung
     }
 
     #[test]

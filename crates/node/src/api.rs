@@ -2,7 +2,7 @@
 //! Owns: events, outputs, settings. The program and the simulator are the two worlds.
 //! Never: does I/O; a node only names what is to be done.
 //! Invariant: a world delivers completions of [`Output::disk`] in order, and completions of
-//! [`Output::jobs`] in any order, each exactly once.
+//! [`Output::jobs`] and [`Output::users`] in any order, each exactly once.
 
 use std::net::IpAddr;
 
@@ -12,6 +12,7 @@ use harp_vr::{Nanos, Room, ServerId, Shape, View};
 use crate::export::Export;
 use crate::halt::Suspects;
 use crate::jobs::{StoreDone, StoreJob};
+use crate::users::LookedUp;
 
 /// What the clocks show. `steady` runs during suspend and never goes back; `wall` may do anything.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,6 +119,13 @@ pub enum Event<'a> {
     Disk(DiskDone),
     /// A job of [`Output::jobs`] was carried out.
     Store(StoreDone),
+    /// A user of [`Output::users`] was looked up, or could not be.
+    Groups {
+        /// Who.
+        uid: u32,
+        /// What the server's user database says.
+        answer: LookedUp,
+    },
     /// What this server has room for now, measured a few times a second.
     Space {
         /// At a copy, [`crate::image_room`].
@@ -190,6 +198,8 @@ pub struct Output {
     pub disk: Vec<DiskCommand>,
     /// Jobs for the store's threads: fetches on one, checkpoints and digests on another.
     pub jobs: Vec<StoreJob>,
+    /// Users whose groups are to be looked up, each once until the answer: [`Event::Groups`]. It may take its time.
+    pub users: Vec<u32>,
     /// Connections to stop reading (`true`) or to read again (`false`).
     pub hold: Vec<(ConnId, bool)>,
     /// Connections to end: they do not speak RPC.
@@ -211,6 +221,7 @@ impl Output {
         self.frames.clear();
         self.disk.clear();
         self.jobs.clear();
+        self.users.clear();
         self.hold.clear();
         self.close.clear();
         self.notices.clear();

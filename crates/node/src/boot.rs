@@ -288,6 +288,7 @@ impl Node {
             held: Vec::new(),
             early: Vec::new(),
             waiting: Vec::new(),
+            users: Default::default(),
             needs: Vec::new(),
             next_fetch: 1,
             scratch: Vec::new(),

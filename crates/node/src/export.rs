@@ -128,6 +128,15 @@ pub enum Squash {
     All,
 }
 
+/// Whose word counts on which groups a user is in besides the one that he acts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupSource {
+    /// His client's, which can name sixteen.
+    Client,
+    /// The user database's of the server that is primary.
+    Server,
+}
+
 /// How the file system is given to clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
@@ -139,6 +148,8 @@ pub struct Export {
     pub anonymous_uid: u32,
     /// Their group.
     pub anonymous_gid: u32,
+    /// Whose word counts on a user's groups.
+    pub groups: GroupSource,
 }
 
 impl Default for Export {
@@ -149,6 +160,7 @@ impl Default for Export {
             squash: Squash::None,
             anonymous_uid: NOBODY,
             anonymous_gid: NOBODY,
+            groups: GroupSource::Client,
         }
     }
 }
@@ -167,11 +179,39 @@ impl Export {
         !self.allow.iter().all(Network::is_loopback)
     }
 
-    /// The credential to judge a call by; `groups` holds its groups if they had to be changed.
-    pub(crate) fn credential<'a>(&self, auth: &Auth<'a>, groups: &'a mut Groups) -> Credential<'a> {
+    /// The user whose groups the server's user database is to say before this call is judged, if it is: not the
+    /// anonymous user, whom the database knows nothing about, nor root, whose groups decide nothing.
+    pub(crate) fn looks_up(&self, auth: &Auth<'_>) -> Option<u32> {
+        match *auth {
+            Auth::Sys(Credential { uid, .. }) => {
+                let asks = self.groups == GroupSource::Server && self.squash != Squash::All;
+                (asks && uid != 0).then_some(uid)
+            }
+            Auth::None => None,
+        }
+    }
+
+    /// A group of a caller's as it counts.
+    pub(crate) fn group_squashed(&self, gid: u32) -> u32 {
+        if gid == 0 && self.squash == Squash::Root { self.anonymous_gid } else { gid }
+    }
+
+    /// The credential to judge a call by, with the groups that the server's user database gives its user (squashed)
+    /// if it does; `groups` holds the client's if they had to be changed.
+    pub(crate) fn credential<'a>(
+        &self,
+        auth: &Auth<'a>,
+        looked_up: Option<&'a [u8]>,
+        groups: &'a mut Groups,
+    ) -> Credential<'a> {
         let anonymous =
             Credential { uid: self.anonymous_uid, gid: self.anonymous_gid, groups_be: &[] };
         let Auth::Sys(credential) = *auth else { return anonymous };
+        if let Some(groups_be) = looked_up {
+            // Whoever is squashed is not looked up.
+            let gid = self.group_squashed(credential.gid);
+            return Credential { gid, groups_be, ..credential };
+        }
         match self.squash {
             Squash::None => credential,
             Squash::All => anonymous,
@@ -181,7 +221,7 @@ impl Export {
 
     fn without_root<'a>(&self, said: Credential<'a>, groups: &'a mut Groups) -> Credential<'a> {
         let uid = if said.uid == 0 { self.anonymous_uid } else { said.uid };
-        let gid = if said.gid == 0 { self.anonymous_gid } else { said.gid };
+        let gid = self.group_squashed(said.gid);
         let of_root = |group: &[u8]| *group == [0; 4];
         if !said.groups_be.chunks_exact(4).any(of_root) {
             return Credential { uid, gid, ..said };
@@ -257,7 +297,7 @@ mod tests {
             let export =
                 Export { squash, anonymous_uid: 70, anonymous_gid: 80, ..Export::default() };
             let mut groups = [0; 4 * GROUPS_MAX];
-            let credential = export.credential(auth, &mut groups);
+            let credential = export.credential(auth, None, &mut groups);
             let list = credential.groups_be.chunks(4).map(|g| g[3]).collect::<Vec<u8>>();
             (credential.uid, credential.gid, list)
         };
@@ -269,5 +309,28 @@ mod tests {
         for squash in [Squash::None, Squash::Root, Squash::All] {
             assert_eq!(of(squash, &Auth::None), (70, 80, vec![]));
         }
+    }
+
+    #[test]
+    fn groups_looked_up_take_the_place_of_the_clients_and_leave_the_group_acted_as() {
+        let sys = |uid, gid| Auth::Sys(Credential { uid, gid, groups_be: &[0, 0, 0, 7] });
+        let looked_up = [0, 0, 0, 9].repeat(40);
+        let of = |squash, auth: &Auth<'_>| {
+            let groups = GroupSource::Server;
+            let export = Export { squash, groups, anonymous_gid: 80, ..Export::default() };
+            let found = export.looks_up(auth).map(|_| &looked_up[..]);
+            let mut buffer = [0; 4 * GROUPS_MAX];
+            let credential = export.credential(auth, found, &mut buffer);
+            (credential.gid, credential.groups_be.len() / 4)
+        };
+        for squash in [Squash::None, Squash::Root] {
+            assert_eq!(of(squash, &sys(5, 6)), (6, 40));
+            assert_eq!(of(squash, &sys(0, 6)), (6, 1), "root has no need of groups");
+        }
+        assert_eq!(of(Squash::None, &sys(5, 0)), (0, 40));
+        assert_eq!(of(Squash::Root, &sys(5, 0)), (80, 40));
+        assert_eq!(of(Squash::All, &sys(5, 6)), (80, 0));
+        assert_eq!(of(Squash::None, &Auth::None), (80, 0));
+        assert_eq!(Export::default().looks_up(&sys(5, 6)), None);
     }
 }

@@ -18,16 +18,18 @@ mod rebuild;
 pub mod record;
 mod serve;
 mod space;
+mod users;
 
 pub use api::*;
 pub use boot::{BootError, first_view};
-pub use export::{Export, Network, NetworkError, Squash};
+pub use export::{Export, GroupSource, Network, NetworkError, Squash};
 pub use halt::{Suspect, Suspects};
 pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
 pub use offline::{Offline, RedoError};
 pub use record::change_in;
 pub use space::{blocks_ahead, image_room};
+pub use users::LookedUp;
 
 // The types that a world needs, so that it depends on this crate alone.
 pub use {harp_fs as fs, harp_log as log, harp_store as store, harp_vr as vr, harp_wire as wire};

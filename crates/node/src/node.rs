@@ -22,6 +22,7 @@ use crate::peers::PendingRead;
 use crate::rebuild::{Lent, Load};
 use crate::serve::{Awaiting, Conn, Held, Waiting};
 use crate::space::Debits;
+use crate::users::Users;
 
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
@@ -123,6 +124,7 @@ pub struct Node {
     /// Replies of this turn that a lease allowed: their places in the output, and the ops they show.
     pub(crate) early: Vec<(usize, u64)>,
     pub(crate) waiting: Vec<Waiting>,
+    pub(crate) users: Users,
     pub(crate) needs: Vec<Need>,
     pub(crate) next_fetch: u64,
     pub(crate) scratch: Vec<u8>,
@@ -185,6 +187,7 @@ impl Node {
             Event::Peer { from, frame } => self.on_frame(now, from, frame, out),
             Event::Disk(done) => self.on_disk(now, done, out),
             Event::Store(done) => self.on_store(now, done.0, out),
+            Event::Groups { uid, answer } => self.on_groups(now, uid, answer, out),
             Event::Space { room } => self.on_space(room, out),
             Event::Verify { token } => {
                 if self.replica.is_serving() {
@@ -209,6 +212,7 @@ impl Node {
             self.replica.on_stall(stalled);
             self.replica.tick(now.steady, &mut self.actions);
             self.tend_lent(now);
+            self.expire_look_ups(now, out);
             self.carry_out(now, out);
         }
         self.try_discard(out);

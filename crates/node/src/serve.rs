@@ -1,5 +1,5 @@
 //! Serving clients: from a call to its reply.
-//! Owns: connections, calls that wait for the store or for room, replies that wait for CP or the lease.
+//! Owns: connections, calls that wait for the store, a look-up or room, replies that wait for CP or the lease.
 //! Never: answers unless this server is primary of a view that all formed; answers above CP.
 //! Invariant: one request is planned at most once, however often it is repeated.
 //! Source: ARCHITECTURE.md; RFC 1813.
@@ -18,10 +18,11 @@ use harp_wire::rpc::{self, AuthStat, Call, CallError, GROUPS_MAX, Refusal};
 use harp_wire::xdr::SliceSink;
 use harp_wire::{mount, nfs3, portmap};
 
-use crate::api::{ConnId, Now, Output, Reply};
+use crate::api::{ConnId, Notice, Now, Output, Reply};
 use crate::node::{FILTER_FETCH, Node};
 use crate::record::{RequestKey, STAMP_BYTES, Stamp, kind};
 use crate::space::Answer;
+use crate::users::LookedUp;
 
 /// Calls of one connection that are being worked on at most, before it is no longer read. Together with the
 /// replies that wait in its socket (`harp::clients`) they are no more than the client table keeps.
@@ -66,21 +67,31 @@ pub(crate) struct Held {
     bytes: Vec<u8>,
 }
 
-/// A call to be planned again: it lacked objects, room, or a shadow at FP.
+/// A call to be planned again: it lacked objects, its user's groups, room, or a shadow at FP.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     conn: ConnId,
     call: Vec<u8>,
-    /// The fetch it waits for; 0 for none.
-    fetch: u64,
+    lacks: Lack,
+}
+
+/// What a call waits for before it is planned again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// What a later turn may bring: room, or a shadow at FP.
+    Turn,
+    /// The objects of this fetch.
+    Fetch(u64),
+    /// The groups of this user.
+    Groups(u32),
 }
 
 /// What became of a call.
 enum Served {
     /// It was answered, or its answer waits for CP or the lease.
     Done,
-    /// It must be planned again; after that fetch, if not 0.
-    Again { fetch: u64 },
+    /// It must be planned again, when what it lacks is there.
+    Again(Lack),
 }
 
 /// The root directory is made at format and never again.
@@ -113,9 +124,9 @@ impl Node {
             state.on_hold = true;
             out.hold.push((conn, true));
         }
-        if let Served::Again { fetch } = self.serve(now, conn, call, out) {
+        if let Served::Again(lacks) = self.serve(now, conn, call, out) {
             self.keep(conn, call.len(), out);
-            self.waiting.push(Waiting { conn, call: call.to_vec(), fetch });
+            self.waiting.push(Waiting { conn, call: call.to_vec(), lacks });
         }
     }
 
@@ -159,14 +170,14 @@ impl Node {
         }
         let mut again = Vec::new();
         for mut waiting in std::mem::take(&mut self.waiting) {
-            if waiting.fetch != 0 {
+            if waiting.lacks != Lack::Turn {
                 again.push(waiting);
                 continue;
             }
             self.unkeep(waiting.conn, waiting.call.len());
-            if let Served::Again { fetch } = self.serve(now, waiting.conn, &waiting.call, out) {
+            if let Served::Again(lacks) = self.serve(now, waiting.conn, &waiting.call, out) {
                 self.keep(waiting.conn, waiting.call.len(), out);
-                waiting.fetch = fetch;
+                waiting.lacks = lacks;
                 again.push(waiting);
             }
         }
@@ -183,7 +194,35 @@ impl Node {
         if copy.load.is_none() {
             fetched.into_iter().for_each(|f| copy.shadow.fetched(f));
         }
-        self.waiting.iter_mut().filter(|w| w.fetch == id).for_each(|w| w.fetch = 0);
+        self.wake(|lacks| lacks == Lack::Fetch(id));
+    }
+
+    /// Calls that lack this are planned again.
+    fn wake(&mut self, is_there: impl Fn(Lack) -> bool) {
+        let woken = self.waiting.iter_mut().filter(|waiting| is_there(waiting.lacks));
+        woken.for_each(|waiting| waiting.lacks = Lack::Turn);
+    }
+
+    pub(crate) fn on_groups(&mut self, now: Now, uid: u32, answer: LookedUp, out: &mut Output) {
+        let told = self.users.on_looked_up(now.steady, uid, answer, &self.settings.export);
+        out.notices.extend(told.map(|text| Notice::Remark { text }));
+        self.wake(|lacks| lacks == Lack::Groups(uid));
+    }
+
+    /// What waited long enough for a look-up goes on without it.
+    pub(crate) fn expire_look_ups(&mut self, now: Now, out: &mut Output) {
+        let (late, told) = self.users.expire(now.steady);
+        if !late {
+            return;
+        }
+        out.notices.extend(told.map(|text| Notice::Remark { text }));
+        for waiting in &mut self.waiting {
+            if let Lack::Groups(uid) = waiting.lacks
+                && !self.users.is_awaited(uid)
+            {
+                waiting.lacks = Lack::Turn;
+            }
+        }
     }
 
     /// No longer primary: nobody is answered any more. Their connections are reset by the world.
@@ -290,7 +329,7 @@ impl Node {
         out: &mut Output,
     ) -> Served {
         if !self.may_plan() {
-            return Served::Again { fetch: 0 };
+            return Served::Again(Lack::Turn);
         }
         let Some(state) = self.conns.get(&conn) else { return Served::Done };
         let modifying = nfs3::is_modifying(call.procedure);
@@ -339,11 +378,17 @@ impl Node {
         request: &Request<'_>,
         out: &mut Output,
     ) -> Served {
+        let user = self.settings.export.looks_up(&call.auth);
+        if let Some(uid) = user
+            && !self.users.is_ready(now.steady, uid, &mut out.users)
+        {
+            return Served::Again(Lack::Groups(uid));
+        }
         let modifying = nfs3::is_modifying(call.procedure);
         let effects_max = if modifying { effects_len_max(request) } else { 0 };
         let body_max = STAMP_BYTES + effects_max + REPLY_BYTES_MAX;
         if modifying && self.log.room(2 * body_max as u64) != Room::Ok {
-            return Served::Again { fetch: 0 }; // checkpoints make room
+            return Served::Again(Lack::Turn); // checkpoints make room
         }
         let touched = match request {
             // At both ends it may touch a block more.
@@ -353,15 +398,16 @@ impl Node {
         let asks = modifying || matches!(request, Request::FsStat { .. });
         let room = if asks { self.room_for(touched) } else { Answer::Known(plan::Room::ENDLESS) };
         let Answer::Known(room) = room else {
-            return Served::Again { fetch: 0 }; // checkpoints and growth make room
+            return Served::Again(Lack::Turn); // checkpoints and growth make room
         };
         let time = self.next_time(now);
         let view = self.replica.formed().0;
         let mut groups = [0; 4 * GROUPS_MAX];
+        let looked_up = user.and_then(|uid| self.users.groups(uid));
         let end = self.log.current().end();
         let copy = self.copy.as_mut().expect("a primary is a copy");
         let context = Context {
-            credential: self.settings.export.credential(&call.auth, &mut groups),
+            credential: self.settings.export.credential(&call.auth, looked_up, &mut groups),
             now: time_of(time),
             volume: &self.volume,
             log: &self.bytes,
@@ -372,7 +418,7 @@ impl Node {
         let body: &mut [u8] = if modifying {
             match self.log.begin_record(body_max) {
                 Ok(body) => body,
-                Err(_) => return Served::Again { fetch: 0 },
+                Err(_) => return Served::Again(Lack::Turn),
             }
         } else {
             &mut []
@@ -390,7 +436,7 @@ impl Node {
         match planned {
             Planned::Need => {
                 assert!(self.needs.len() > needs_before, "a plan that lacks something names it");
-                Served::Again { fetch: self.next_fetch }
+                Served::Again(Lack::Fetch(self.next_fetch))
             }
             Planned::Answer { response, shows, failed_modification } => {
                 // What failed was judged at FP.

@@ -25,6 +25,8 @@ const BLOCKS: u64 = 8;
 pub struct Client {
     /// Its address.
     pub address: IpAddr,
+    /// The user who calls.
+    pub user: u32,
     /// Its connection, if it has one.
     pub conn: Option<u32>,
     /// Numbers of its outstanding requests, oldest first.
@@ -48,10 +50,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// The client with this number.
-    pub fn new(number: u32) -> Client {
+    /// The client with this number, at which this user works.
+    pub fn new(number: u32, user: u32) -> Client {
         Client {
             address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1 + number as u8)),
+            user,
             conn: None,
             open: Vec::new(),
             heard_at: 0,
@@ -123,7 +126,7 @@ impl Client {
             57..=60 => {
                 Intent::Rename { from: (dir, sub(rng)), to: (self.directory(rng), sub(rng)) }
             }
-            61..=66 => Intent::MkDir { dir, name: sub(rng), mode },
+            61..=66 => Intent::MkDir { dir, name: sub(rng), mode: mode | 0o700 },
             67..=70 => Intent::RmDir { dir, name: sub(rng) },
             71..=86 => Intent::Lookup { dir, name: name(rng) },
             87..=90 => Intent::Lookup { dir, name: sub(rng) },

@@ -121,7 +121,8 @@ impl World {
 
     fn ask(&mut self, client: u32, intent: crate::intent::Intent) -> u32 {
         let buffer = self.buffer();
-        let number = self.observer.invoke(client, intent, buffer);
+        let user = self.clients[client as usize].user;
+        let number = self.observer.invoke(client, user, intent, buffer);
         note!(self, "client {client} asks {number}: {intent:?}");
         let me = &mut self.clients[client as usize];
         if me.open.is_empty() {

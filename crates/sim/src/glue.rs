@@ -2,6 +2,7 @@
 //! Owns: the translation between the world's words and the node's.
 //! Never: changes a node but through its events.
 
+use harp_node::fs::key::RootOwner;
 use harp_node::log::{Ring, SlotFile};
 use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
 use harp_node::vr::{Durable, Envelope, Nanos, Room, ServerId, View};
@@ -79,7 +80,7 @@ pub fn format(
 ) {
     let settings = profile.settings(server);
     if let Some(store) = store {
-        let owner = harp_node::fs::key::RootOwner::default();
+        let owner = RootOwner { uid: profile.user, ..RootOwner::default() };
         harp_node::format_image(&store.engine, &store.disk, &settings.group, owner, first)
             .expect("a memory engine takes a format");
     }

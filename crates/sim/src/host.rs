@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use harp_node::log::{DiskCommand, DiskDone, DiskRunner, Ring};
 use harp_node::vr::{Nanos, ServerId};
-use harp_node::{ConnId, Node, Output, StoreDone, StoreJob, Suspects};
+use harp_node::{ConnId, LookedUp, Node, Output, StoreDone, StoreJob, Suspects};
 
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
@@ -33,6 +33,8 @@ pub enum Incoming {
     Disk(DiskDone),
     /// A store job was carried out.
     Store(StoreDone),
+    /// What the user database says of a user.
+    Groups(u32, LookedUp),
     /// Time passed.
     Tick,
     /// The operator asks for a barrier.

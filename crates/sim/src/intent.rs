@@ -138,10 +138,16 @@ impl Intent {
         })
     }
 
-    /// Appends the whole call, record mark included. `handle` gives the handle of every object that
-    /// the request names.
-    pub fn encode<'h>(&self, xid: u32, handle: impl Fn(Ino) -> &'h [u8], out: &mut Vec<u8>) {
-        let auth = rpc::Auth::Sys(Credential { uid: 0, gid: 0, groups_be: &[] });
+    /// Appends the whole call of the user `uid`, record mark included. `handle` gives the handle of every object
+    /// that the request names.
+    pub fn encode<'h>(
+        &self,
+        xid: u32,
+        uid: u32,
+        handle: impl Fn(Ino) -> &'h [u8],
+        out: &mut Vec<u8>,
+    ) {
+        let auth = rpc::Auth::Sys(Credential { uid, gid: 0, groups_be: &[] });
         let Some(procedure) = self.procedure() else {
             let program = (mount::PROGRAM, mount::VERSION);
             let mark = rpc::begin_call(xid, program.0, program.1, mount::proc::MNT, &auth, out);

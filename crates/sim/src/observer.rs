@@ -164,13 +164,13 @@ impl Observer {
         }
     }
 
-    /// A client makes a request. Returns its number; its bytes are ready.
-    pub fn invoke(&mut self, client: u32, intent: Intent, mut bytes: Vec<u8>) -> u32 {
+    /// A client makes a request as the user `uid`. Returns its number; its bytes are ready.
+    pub fn invoke(&mut self, client: u32, uid: u32, intent: Intent, mut bytes: Vec<u8>) -> u32 {
         let number = self.requests.len() as u32;
         let model = &self.model;
         let handle = |ino| model.handle(ino).expect("clients ask for what replies showed");
         bytes.clear();
-        intent.encode(xid_of(number), handle, &mut bytes);
+        intent.encode(xid_of(number), uid, handle, &mut bytes);
         let from = self.acknowledged.acknowledged();
         let answer = Answer::default();
         let (answered, shows, touched) = (false, 0, None);

@@ -7,7 +7,7 @@
 
 use harp_node::fs::atime::AccessTimes;
 use harp_node::vr::{Planted, ServerId, Shape};
-use harp_node::{Durability, Export, Settings};
+use harp_node::{Durability, Export, GroupSource, Settings};
 
 use crate::nemesis::FaultSet;
 use crate::rng::{Rng, Stream};
@@ -173,6 +173,12 @@ pub struct Profile {
     pub store_blocks: u64,
     /// The record of this request ends every process that applies it, as long as the software has that fault.
     pub lethal_request: Option<u32>,
+    /// Whose word counts on a user's groups.
+    pub groups: GroupSource,
+    /// The user who calls, and owns everything.
+    pub user: u32,
+    /// Mean of a look-up in the user database.
+    pub look_up_mean: u64,
     image_part_bytes: usize,
     cache_bytes: u64,
     access_times: AccessTimes,
@@ -213,6 +219,9 @@ impl Profile {
             checkpoint_bytes: 256 << 10,
             store_blocks: STORE_BLOCKS,
             lethal_request: None,
+            groups: GroupSource::Client,
+            user: 0,
+            look_up_mean: 200 * MICRO,
             image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
             access_times: AccessTimes::Relative,
@@ -241,6 +250,11 @@ impl Profile {
         }
         if rng.chance(200) {
             profile.store_blocks = rng.between(60, 200);
+        }
+        if rng.chance(300) {
+            // Root's groups are not looked up.
+            (profile.groups, profile.user) = (GroupSource::Server, 1000);
+            profile.look_up_mean *= *rng.pick(&[1, 100]);
         }
         profile
     }
@@ -299,7 +313,7 @@ impl Profile {
             cache_bytes: self.cache_bytes,
             capacity_blocks: 1 << 20,
             access_times: self.access_times,
-            export: Export { allow, ..Export::default() },
+            export: Export { allow, groups: self.groups, ..Export::default() },
             nfs_port: 2049,
             lethal_xid: self.lethal_request.map(crate::observer::xid_of),
             planted: self.wish.planted,

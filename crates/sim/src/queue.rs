@@ -46,6 +46,15 @@ pub enum Due {
         /// Which thread: 0 fetches, 1 checkpoints.
         lane: u8,
     },
+    /// A server's user database answers.
+    LookedUp {
+        /// Whose.
+        server: ServerId,
+        /// Of which of its processes.
+        life: u32,
+        /// About whom.
+        uid: u32,
+    },
     /// What a client sent on a connection arrives.
     ToServer {
         /// The connection's number.

@@ -94,6 +94,8 @@ pub enum Stream {
     Identity,
     /// How long a server's turn takes.
     Turns,
+    /// What user databases say, and when.
+    Users,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use harp_node::GroupSource;
 use harp_node::fs::request::Status;
 use harp_node::vr::{Envelope, Message as Said, ServerId, ServerSet, View};
 
@@ -96,6 +97,13 @@ impl Stage {
     /// The same in a world whose clocks keep no bound.
     pub fn with_wild_clocks(n: u8) -> Stage {
         Stage::of(Profile::calm(Wish { wild_clocks: true, ..Wish::new(1, n, 0) })).formed()
+    }
+
+    /// The same with users' groups looked up; at the clients works root, who is not.
+    pub fn with_looked_up_groups(n: u8) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.groups = GroupSource::Server;
+        Stage::of(profile).formed()
     }
 
     fn formed(mut self) -> Stage {

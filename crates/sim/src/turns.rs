@@ -6,11 +6,11 @@
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
 use harp_node::vr::{Message, ServerId};
 use harp_node::wire::record::{self, Split};
-use harp_node::{Event, Notice, Now, Output, StoreJob};
+use harp_node::{Event, LookedUp, Notice, Now, Output, StoreJob};
 
 use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
-use crate::profile::MICRO;
+use crate::profile::{MICRO, SECOND};
 use crate::properties::{Pulse, Verdict, Violation};
 use crate::queue::Due;
 use crate::world::{Fate, World, note};
@@ -97,6 +97,9 @@ impl World {
                     node.step(now, Event::Disk(done), out);
                 }
                 Incoming::Store(done) => node.step(now, Event::Store(done), out),
+                Incoming::Groups(uid, answer) => {
+                    node.step(now, Event::Groups { uid, answer }, out);
+                }
                 Incoming::Verify(token) => node.step(now, Event::Verify { token }, out),
                 Incoming::Frame(slot) => {
                     let message = self.mail.get(slot);
@@ -188,6 +191,9 @@ impl World {
             if quota.take() {
                 self.queue_job(server, end, job);
             }
+        }
+        for uid in out.users.drain(..) {
+            self.ask_for_groups(server, end, uid);
         }
         let mut notices = std::mem::take(&mut out.notices);
         let ends = self.hear(server, &notices)?;
@@ -384,6 +390,28 @@ impl World {
         self.deliver(server, Incoming::Disk(done));
         self.start_command(server, self.now);
         Ok(())
+    }
+
+    fn ask_for_groups(&mut self, server: ServerId, at: u64, uid: u32) {
+        if self.silent_users.contains(&uid) {
+            return;
+        }
+        let life = self.hosts[server.index()].life;
+        let rng = &mut self.streams.users;
+        // Now and then longer than anybody waits for it.
+        let hangs = if rng.chance(15) { 5 * SECOND } else { 0 };
+        let time = MICRO + hangs + rng.wait(self.profile.look_up_mean);
+        self.queue.put(at + time, Due::LookedUp { server, life, uid });
+    }
+
+    /// What a server's user database says this time.
+    pub(crate) fn look_up(&mut self, uid: u32) -> LookedUp {
+        let rng = &mut self.streams.users;
+        match rng.below(8) {
+            0 => LookedUp::Unknown,
+            1 => LookedUp::Failed { why: "it is not there".into() },
+            groups => LookedUp::Groups((0..groups as u32).map(|group| uid + group).collect()),
+        }
     }
 
     fn queue_job(&mut self, server: ServerId, at: u64, job: StoreJob) {

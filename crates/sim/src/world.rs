@@ -43,6 +43,7 @@ pub(crate) struct Streams {
     pub identity: Rng,
     pub turns: Rng,
     pub clocks: Rng,
+    pub users: Rng,
 }
 
 /// A simulated world.
@@ -77,6 +78,8 @@ pub struct World {
     pub(crate) streams: Streams,
     pub(crate) filter: Option<Filter>,
     pub(crate) held: Vec<u32>,
+    /// Look-ups of these users hang.
+    pub silent_users: Vec<u32>,
     pub(crate) buffers: Vec<Vec<u8>>,
     /// The barrier that the primary answered last, by token.
     pub(crate) barrier: Option<(u64, Option<u64>)>,
@@ -108,6 +111,7 @@ impl World {
             identity: stream(Stream::Identity),
             turns: stream(Stream::Turns),
             clocks: stream(Stream::Clocks),
+            users: stream(Stream::Users),
         };
         let hosts = (profile.shape.servers())
             .map(|id| Host::new(id, &profile, draw_clock(&profile, &mut streams.clocks)))
@@ -117,7 +121,9 @@ impl World {
             hosts,
             network: Network::new(profile.network.clone(), stream(Stream::Network)),
             observer: Observer::new(profile.shape, !profile.wish.wild_clocks),
-            clients: (0..profile.clients.clients).map(Client::new).collect(),
+            clients: (0..profile.clients.clients)
+                .map(|number| Client::new(number, profile.user))
+                .collect(),
             requests_left: profile.wish.ops,
             calm: false,
             trace: Running::default(),
@@ -131,11 +137,13 @@ impl World {
             streams,
             filter: None,
             held: Vec::new(),
+            silent_users: Vec::new(),
             buffers: Vec::new(),
             barrier: None,
             profile,
         };
         world.observer.model.may_run_out = world.profile.may_run_out();
+        world.observer.model.owner = world.profile.user;
         world.form_up();
         world
     }
@@ -227,6 +235,11 @@ impl World {
                 self.job_done(server, lane);
                 Ok(())
             }
+            Due::LookedUp { server, life, uid } if self.lives(server, life) => {
+                let answer = self.look_up(uid);
+                self.deliver(server, Incoming::Groups(uid, answer));
+                Ok(())
+            }
             Due::ToServer { conn } => {
                 self.arrive_at_server(conn);
                 Ok(())
@@ -254,9 +267,11 @@ impl World {
                 if wanted { self.start(server) } else { Ok(()) }
             }
             // What belonged to an ended process is void.
-            Due::Turn { .. } | Due::Wake { .. } | Due::DiskDone { .. } | Due::JobDone { .. } => {
-                Ok(())
-            }
+            Due::Turn { .. }
+            | Due::Wake { .. }
+            | Due::DiskDone { .. }
+            | Due::JobDone { .. }
+            | Due::LookedUp { .. } => Ok(()),
         }
     }
 

@@ -20,6 +20,12 @@ fn cut_off(stage: &mut Stage) {
     stage.part(&[A], &[B, C], true);
 }
 
+/// B and C go on, and client 1 is with B: what it asks from now on A hears nothing of.
+fn others_serve(stage: &mut Stage) {
+    stage.until_serves(&[B, C]);
+    stage.pass(MILLI);
+}
+
 /// L16. A cut-off primary receives reads.
 /// They are answered until the lease ends, then held; the new primary commits only after that.
 #[test]
@@ -29,7 +35,7 @@ fn lease_cut_off_primary_answers_reads_until_its_lease_ends_and_never_again() {
     let early = stage.ask(0, lookup(0));
     stage.pass(MILLI);
     assert!(stage.is_answered(early), "the lease still runs");
-    stage.until_serves(&[B, C]);
+    others_serve(&mut stage);
     assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
     let late = stage.ask(0, lookup(0));
     stage.settle();
@@ -46,7 +52,7 @@ fn lease_cut_off_primary_answers_reads_until_its_lease_ends_and_never_again() {
 fn lease_cut_off_primary_does_not_answer_failures() {
     let mut stage = Stage::new(1);
     cut_off(&mut stage);
-    stage.until_serves(&[B, C]);
+    others_serve(&mut stage);
     assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
     let late = stage.ask(0, create(0));
     stage.settle();
@@ -130,7 +136,7 @@ fn lease_read_computed_before_a_pause_is_not_answered_after_it() {
     stage.until("the read waits for A's next turn", asks);
     let process = stage.world.hosts[A.index()].process.as_mut().expect("it is up");
     process.stalls_next_turn = 100 * MILLI;
-    stage.until_serves(&[B, C]);
+    others_serve(&mut stage);
     assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
     stage.pass(100 * MILLI);
     let left = stage.world.observer.requests[late as usize].answer.status;
@@ -188,7 +194,7 @@ fn lease_clock_beyond_its_bound_shows_a_stale_read_and_the_checker_sees_it() {
     let now = stage.world.now;
     stage.world.hosts[A.index()].clock.set_rate(now, -700_000);
     cut_off(&mut stage);
-    stage.until_serves(&[B, C]);
+    others_serve(&mut stage);
     assert_eq!(stage.call(1, remove(0)).0, Status::Ok);
     let lease = stage.pulse(A);
     assert!(lease.lease_until > lease.at, "A still believes in its lease");

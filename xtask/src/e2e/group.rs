@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
+use super::groups::UserDatabase;
 use super::{Context, E2eError, doing};
 use crate::process::{Running, capture};
 
@@ -85,6 +86,8 @@ impl GroupStatus {
 #[derive(Debug)]
 pub struct Group<'a> {
     context: &'a Context<'a>,
+    /// Its processes see this user database instead of the machine's.
+    users: Option<&'a UserDatabase>,
     supervisor: Running,
     copies: u32,
     dir: PathBuf,
@@ -118,21 +121,44 @@ impl<'a> Group<'a> {
         copies: u32,
         dir: PathBuf,
     ) -> Result<Group<'a>, E2eError> {
+        Group::launch(context, copies, dir, None)
+    }
+
+    /// Starts a group of two copies in a fresh directory, whose processes see this user database.
+    pub fn start_among(
+        context: &'a Context<'a>,
+        users: &'a UserDatabase,
+    ) -> Result<Group<'a>, E2eError> {
+        Group::launch(context, 2, context.work.join("group"), Some(users))
+    }
+
+    fn launch(
+        context: &'a Context<'a>,
+        copies: u32,
+        dir: PathBuf,
+        users: Option<&'a UserDatabase>,
+    ) -> Result<Group<'a>, E2eError> {
         let [nfs, admin] = free_ports()?;
-        let supervisor = launch(context, &dir, copies, nfs, admin)?;
-        let group = Group { context, supervisor, copies, dir, nfs, admin };
-        group.await_ready()?;
+        let supervisor = launch(context, users, &dir, copies, nfs, admin)?;
+        let group = Group { context, users, supervisor, copies, dir, nfs, admin };
+        group.await_line("ready", READY_PATIENCE, |line| line == "ready")?;
         Ok(group)
     }
 
-    fn await_ready(&self) -> Result<(), E2eError> {
-        let ready = self.supervisor.stdout.wait_for(READY_PATIENCE, |line| line == "ready");
-        if ready.is_some() {
+    /// Waits until `harp up` prints such a line; `what` says in words which.
+    pub fn await_line(
+        &self,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), E2eError> {
+        let printed = self.supervisor.stdout.wait_for(patience, wanted);
+        if printed.is_some() {
             return Ok(());
         }
         Err(E2eError::NotReached {
-            what: "harp up prints ready".into(),
-            patience: READY_PATIENCE,
+            what: format!("harp up prints {what}"),
+            patience,
             seen: self.supervisor.transcript(),
         })
     }
@@ -164,8 +190,9 @@ impl<'a> Group<'a> {
 
     /// Starts a group that was stopped or killed again on its directory.
     pub fn resume(&mut self) -> Result<(), E2eError> {
-        self.supervisor = launch(self.context, &self.dir, self.copies, self.nfs, self.admin)?;
-        self.await_ready()
+        let Group { context, users, copies, nfs, admin, .. } = *self;
+        self.supervisor = launch(context, users, &self.dir, copies, nfs, admin)?;
+        self.await_line("ready", READY_PATIENCE, |line| line == "ready")
     }
 
     /// Stops the group, changes a line of its settings, and starts it again.
@@ -300,12 +327,16 @@ impl Drop for Group<'_> {
 /// Starts `harp up`.
 fn launch(
     context: &Context<'_>,
+    users: Option<&UserDatabase>,
     dir: &Path,
     copies: u32,
     nfs: SocketAddr,
     admin: SocketAddr,
 ) -> Result<Running, E2eError> {
-    let mut command = Command::new(context.harp());
+    let mut command = match users {
+        Some(users) => users.command(context.harp()),
+        None => Command::new(context.harp()),
+    };
     command.arg("up").arg("--dir").arg(dir).args(["--copies", &copies.to_string()]);
     command.args(["--nfs", &nfs.to_string(), "--admin", &admin.to_string()]);
     let supervisor = Running::start(&mut command)?;

@@ -7,6 +7,7 @@
 mod differential;
 mod full_disk;
 mod group;
+mod groups;
 mod kernel_client;
 mod kills;
 mod libnfs;
@@ -52,6 +53,8 @@ pub struct Scenario {
 const NFS_TOOLS: &[&str] = &["nfs-ls", "nfs-cp", "nfs-cat"];
 /// Programs that mount a file system; root alone may.
 const MOUNT_TOOLS: &[&str] = &["mke2fs", "mount", "umount"];
+/// Programs that put other files in the place of the machine's for some processes; root alone may.
+const NAMESPACE_TOOLS: &[&str] = &["mount", "unshare"];
 const EMULATOR: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod"];
 const EMULATOR_AND_DISK: &[&str] = &["qemu-system-x86_64", "busybox", "cpio", "depmod", "mke2fs"];
 const WORKLOADS: &[&str] = &[
@@ -186,6 +189,15 @@ pub const SCENARIOS: &[Scenario] = &[
         tools: false,
         only_full: false,
         run: full_disk::full_disk_refuses_writes_and_lets_removes_go_on,
+    },
+    Scenario {
+        name: "user_in_twenty_groups_has_them_all",
+        story: "a file for the last of a user's twenty groups: by the call's sixteen, then by the user database",
+        needs: NAMESPACE_TOOLS,
+        guest: false,
+        tools: false,
+        only_full: false,
+        run: groups::user_in_twenty_groups,
     },
     Scenario {
         name: "kernel_client_copies_a_source_tree",

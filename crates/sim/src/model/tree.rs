@@ -124,6 +124,8 @@ pub struct Model {
     pub(super) learning: Option<(u64, u64)>,
     /// Whether a write may be refused for lack of space.
     pub may_run_out: bool,
+    /// Whose everything is.
+    pub owner: u32,
 }
 
 impl Default for Model {
@@ -137,6 +139,7 @@ impl Default for Model {
             fileids: HashSet::new(),
             learning: None,
             may_run_out: false,
+            owner: 0,
         };
         model.add(0, Kind::Directory, None, ROOT, None);
         model

@@ -317,8 +317,7 @@ impl Model {
         need(shown.nlink == attr.nlink, "another number of names")?;
         need(attr.mode.is_none_or(|mode| mode == shown.mode), "another mode")?;
         need(kind == FileType::Directory || shown.size == attr.size, "another size")?;
-        let owned = ino == ROOT || (shown.uid, shown.gid) == (0, 0);
-        need(owned, "another owner")?;
+        need((shown.uid, shown.gid) == (self.owner, 0), "another owner")?;
         let times = (shown.mtime, shown.ctime);
         match attr.times {
             Some(known) => need(known == times, "other times")?,
