@@ -108,7 +108,9 @@ fn build(report: &mut Report, which: &[&str]) -> bool {
 fn unit_tests(report: &mut Report) {
     report.step("unit tests", || {
         if on_path("cargo-nextest") {
-            counted(cargo().args(["nextest", "run", "--workspace"]), nextest_counts)
+            // Every test is named, the scenarios above all.
+            let named = ["nextest", "run", "--workspace", "--status-level", "pass"];
+            counted(cargo().args(named), nextest_counts)
         } else {
             counted(cargo().args(["test", "--workspace", "--no-fail-fast"]), libtest_counts)
         }

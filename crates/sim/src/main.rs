@@ -3,6 +3,7 @@
 //! Never: lets anything but the command line into a world.
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 use harp_node::vr::Planted;
 use harp_sim::nemesis::FaultSet;
+use harp_sim::properties::NAMES;
 use harp_sim::{Report, Wish, run};
 
 const USAGE: &str = "\
@@ -18,6 +20,7 @@ harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a s
          [--keep-going]                                            all of them, whatever fails
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
+harp-sim --coverage [--seeds A..B] [--ops N] [--n 1|2]             which checker sees which planted bug
 
 --without FAULT, as often as you like, leaves a class of faults out. --wild-clocks lets clocks leave their bound:
 such worlds may show stale reads, and report them.
@@ -33,6 +36,7 @@ struct Orders {
     without: FaultSet,
     wild_clocks: bool,
     hunt: Vec<Planted>,
+    coverage: bool,
     trace: bool,
     keep_going: bool,
     threads: u64,
@@ -53,8 +57,9 @@ fn main() -> ExitCode {
     install_hook();
     match (&orders.hunt[..], orders.seed, orders.seeds) {
         ([], Some(seed), _) => one(&orders, seed),
-        ([], None, Some(seeds)) if orders.keep_going => all(&orders, seeds),
-        ([], None, Some(seeds)) => many(&orders, seeds),
+        ([], None, Some(seeds)) if orders.keep_going && !orders.coverage => all(&orders, seeds),
+        ([], None, Some(seeds)) if !orders.coverage => many(&orders, seeds),
+        (_, None, seeds) if orders.coverage => coverage(&orders, seeds.unwrap_or((0, 40))),
         (hunt, None, seeds) if !hunt.is_empty() => hunt_all(&orders, seeds.unwrap_or((0, 2000))),
         _ => {
             eprintln!("harp-sim: say --seed, --seeds or --hunt; --help tells more");
@@ -74,6 +79,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
         without: FaultSet::NONE,
         wild_clocks: false,
         hunt: Vec::new(),
+        coverage: false,
         trace: false,
         keep_going: false,
         threads: 2,
@@ -91,6 +97,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
             }
             Long("hunt") => orders.hunt = vec![parser.value()?.parse_with(planted)?],
             Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
+            Long("coverage") => orders.coverage = true,
             Long("keep-going") => orders.keep_going = true,
             Long("wild-clocks") => orders.wild_clocks = true,
             Long("trace") => orders.trace = true,
@@ -285,33 +292,68 @@ fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Whether a seed finds a planted bug: it fails, and without the bug it does not.
-fn finds(orders: &Orders, bug: Planted, seed: u64) -> bool {
+/// What fails in a seed's world with a planted bug and holds without it.
+fn finding(orders: &Orders, bug: Planted, seed: u64) -> Option<String> {
     let sound = wish(orders, seed);
     let broken = Wish { planted: Some(bug), ..sound };
-    run_apart(broken).is_some() && run_apart(sound).is_none()
+    run_apart(broken).filter(|_| run_apart(sound).is_none())
+}
+
+/// The property that a failure names, or the assert that fired.
+fn checker(failure: &str) -> &str {
+    let by_property = |name: &&&str| failure.contains(&format!("property {name}:"));
+    NAMES.iter().find(by_property).copied().unwrap_or("an assert in the node")
+}
+
+/// Which planted bug is seen by which checker, over all of these seeds; which checkers see none.
+fn coverage(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
+    let mut seen = BTreeSet::new();
+    for (bug, name) in Planted::ALL {
+        let by = Mutex::new(BTreeMap::<String, u64>::new());
+        over_seeds(orders, seeds, |seed| {
+            if let Some(failure) = finding(orders, bug, seed) {
+                let mut by = by.lock().expect("no thread panics with it");
+                *by.entry(checker(&failure).to_owned()).or_default() += 1;
+            }
+            true
+        });
+        let by = by.into_inner().expect("no thread panics with it");
+        let shown: Vec<String> = by.iter().map(|(by, seeds)| format!("{by} ({seeds})")).collect();
+        println!("{name}: {}", if shown.is_empty() { "nothing".into() } else { shown.join("; ") });
+        seen.extend(by.into_keys());
+    }
+    let blind: Vec<&str> = NAMES.into_iter().filter(|name| !seen.contains(*name)).collect();
+    if blind.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("see no planted bug in seeds {}..{}: {}", seeds.0, seeds.1, blind.join("; "));
+    ExitCode::FAILURE
 }
 
 fn hunt_all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     let mut missed = 0;
     for bug in &orders.hunt {
-        let found = AtomicU64::new(u64::MAX);
+        let found = Mutex::new(None);
         over_seeds(orders, seeds, |seed| {
-            let hit = finds(orders, *bug, seed);
-            if hit {
-                found.fetch_min(seed, Ordering::Relaxed);
+            let finding = finding(orders, *bug, seed);
+            let missed = finding.is_none();
+            if let Some(failure) = finding {
+                let mut found = found.lock().expect("no thread panics with it");
+                if found.as_ref().is_none_or(|(earlier, _)| seed < *earlier) {
+                    *found = Some((seed, failure));
+                }
             }
-            !hit
+            missed
         });
-        match found.into_inner() {
-            u64::MAX => {
+        match found.into_inner().expect("no thread panics with it") {
+            None => {
                 missed += 1;
                 println!("{}: not found in seeds {}..{}", name_of(*bug), seeds.0, seeds.1);
             }
-            seed => {
+            Some((seed, failure)) => {
                 let wish = Wish { planted: Some(*bug), ..wish(orders, seed) };
-                let count = seed - seeds.0 + 1;
-                println!("{}: found after {count} seeds; {}", name_of(*bug), replay(wish));
+                let (count, by) = (seed - seeds.0 + 1, checker(&failure));
+                println!("{}: found after {count} seeds by {by}; {}", name_of(*bug), replay(wish));
             }
         }
     }

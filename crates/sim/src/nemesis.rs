@@ -56,9 +56,11 @@ pub enum Fault {
     ClockRate,
     /// A wall clock jumps.
     WallClock,
+    /// A server runs another version for a while, whose links the others refuse.
+    OtherVersion,
 }
 
-const ALL: [Fault; 18] = [
+const ALL: [Fault; 19] = [
     Fault::Partition,
     Fault::OneWay,
     Fault::Bridge,
@@ -77,6 +79,7 @@ const ALL: [Fault; 18] = [
     Fault::MediaLoss,
     Fault::ClockRate,
     Fault::WallClock,
+    Fault::OtherVersion,
 ];
 
 /// The classes of faults that a world knows.
@@ -150,6 +153,7 @@ enum Lasting {
     SlowServer(ServerId),
     SlowDisk(ServerId),
     LethalRecord,
+    OtherVersion(ServerId),
 }
 
 /// What the nemesis keeps.
@@ -198,6 +202,7 @@ impl World {
             Fault::LogLoss => self.strike_log(server),
             Fault::MediaLoss => self.strike_media(server),
             Fault::ClockRate | Fault::WallClock => self.strike_clock(fault, server),
+            Fault::OtherVersion => self.install_version(server),
         }
         Ok(())
     }
@@ -249,6 +254,11 @@ impl World {
             Lasting::SlowServer(server) => self.hosts[server.index()].turn_slowness = 1,
             Lasting::SlowDisk(server) => self.hosts[server.index()].disk_slowness = 1,
             Lasting::LethalRecord => self.mend_software(),
+            Lasting::OtherVersion(server) => {
+                self.part_from_all(server, false);
+                self.kill(server, false);
+                self.restart_later(server);
+            }
         }
     }
 
@@ -259,6 +269,20 @@ impl World {
     fn part(&mut self, one: ServerSet, other: ServerSet) {
         self.network.part(one, other, true);
         self.last(Lasting::Parted(one, other));
+    }
+
+    fn part_from_all(&mut self, server: ServerId, cut: bool) {
+        let mut others = self.all_servers();
+        others.remove(server);
+        self.network.part(ServerSet(1 << server.0), others, cut);
+    }
+
+    /// Another version of the program is installed at `server`, which speaks to nobody until the old one is back.
+    fn install_version(&mut self, server: ServerId) {
+        self.kill(server, false);
+        self.restart_later(server);
+        self.part_from_all(server, true);
+        self.last(Lasting::OtherVersion(server));
     }
 
     fn strike_network(&mut self, fault: Fault, server: ServerId) {

@@ -392,7 +392,7 @@ impl Observer {
         if plan.status != Status::Ok {
             let (op, status, intent) = (record.op, plan.status, request.intent);
             let what = format!("op {op} is {intent:?}, which must fail with {status:?} there");
-            return Err(Violation { property: "14 and 15, replies are linearizable", what });
+            return Err(Violation { property: linearizable::NAME, what });
         }
         request.touched = touched;
         Ok(())

@@ -5,7 +5,8 @@
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "1, acknowledged operations are kept";
+/// The property, in words.
+pub const NAME: &str = "1, acknowledged operations are kept";
 
 /// The highest op that any client was told of.
 #[derive(Debug, Default)]

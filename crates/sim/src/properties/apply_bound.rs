@@ -9,7 +9,8 @@ use harp_node::vr::{SERVERS_MAX, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "4, backups apply behind their primary";
+/// The property, in words.
+pub const NAME: &str = "4, backups apply behind their primary";
 
 /// What primaries applied.
 #[derive(Debug, Default)]

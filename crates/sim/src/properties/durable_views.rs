@@ -7,7 +7,8 @@ use harp_node::vr::{Durable, Envelope, Message, SERVERS_MAX, ServerId, View};
 
 use super::{Verdict, require};
 
-const NAME: &str = "6, durable views never go back";
+/// The property, in words.
+pub const NAME: &str = "6, durable views never go back";
 
 /// What the view files say.
 #[derive(Debug, Default)]

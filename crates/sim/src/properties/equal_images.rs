@@ -9,7 +9,8 @@ use harp_node::vr::ServerId;
 
 use super::{Verdict, Violation, require};
 
-const NAME: &str = "16, images are equal at equal op";
+/// The property, in words.
+pub const NAME: &str = "16, images are equal at equal op";
 
 /// Digests.
 #[derive(Debug, Default)]

@@ -5,7 +5,8 @@
 
 use super::{Verdict, require};
 
-const NAME: &str = "13, each request executes once";
+/// The property, in words.
+pub const NAME: &str = "13, each request executes once";
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Outcome {

@@ -7,7 +7,8 @@ use harp_node::vr::{Envelope, Message, SERVERS_MAX, ServerId};
 
 use super::{Verdict, require};
 
-const NAME: &str = "17, a failed disk stops its server";
+/// The property, in words.
+pub const NAME: &str = "17, a failed disk stops its server";
 
 /// Processes that were told that a write or sync failed.
 #[derive(Debug, Default)]

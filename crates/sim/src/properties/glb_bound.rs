@@ -7,7 +7,8 @@ use harp_node::vr::{SERVERS_MAX, ServerId};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "11, nothing at or below GLB is needed";
+/// The property, in words.
+pub const NAME: &str = "11, nothing at or below GLB is needed";
 
 /// The highest GLB, and who is exempt.
 #[derive(Debug, Default)]

@@ -1,11 +1,12 @@
 //! A healed group converges and serves; a refusal to form a view is justified.
 //! Owns: the words for a group that does not.
 //! Never: gives a group less time than its time-outs ask for.
-//! Source: properties 18 and 19.
+//! Source: property 19.
 
 use super::Violation;
 
-const NAME: &str = "18 and 19, a healed group serves";
+/// The property, in words.
+pub const NAME: &str = "19, a healed group serves";
 
 /// The group was healed and did not get where it should in time.
 pub fn stuck(what: String) -> Violation {

@@ -9,7 +9,8 @@ use harp_node::vr::{Envelope, Message, ServerId, ServerSet, View};
 
 use super::{Verdict, require};
 
-const NAME: &str = "7, committed operations are held by all members";
+/// The property, in words.
+pub const NAME: &str = "7, committed operations are held by all members";
 
 /// Acknowledgements, as they were sent.
 #[derive(Debug, Default)]

@@ -7,7 +7,8 @@ use super::Violation;
 use crate::intent::Intent;
 use crate::model::{Answer, Content, Ino, Mismatch, Model};
 
-const NAME: &str = "14 and 15, replies are linearizable";
+/// The property, in words.
+pub const NAME: &str = "14 and 15, replies are linearizable";
 
 /// Which states a reply may show.
 #[derive(Clone, Copy, Debug)]

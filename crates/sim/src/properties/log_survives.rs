@@ -7,7 +7,8 @@ use harp_node::vr::{Envelope, Message, SERVERS_MAX, ServerId, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "acknowledged records survive a restart";
+/// The property, in words.
+pub const NAME: &str = "rules 1 and 3, acknowledged records survive a restart";
 
 /// What each server acknowledged.
 #[derive(Debug, Default)]

@@ -7,7 +7,8 @@ use harp_node::vr::{Install, Op, Report, SERVERS_MAX, ServerId, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "the longest complete log is adopted";
+/// The property, in words.
+pub const NAME: &str = "rule 2, the longest complete log is adopted";
 
 /// What a coordinator was told: for which view, the highest formed view, the longest log of that.
 #[derive(Clone, Copy, Debug, Default)]

@@ -25,6 +25,31 @@ pub mod view_complete;
 pub mod votes;
 pub mod witness_keeps_log;
 
+/// All of them, in words.
+pub const NAMES: [&str; 21] = [
+    acknowledged_kept::NAME,
+    apply_bound::NAME,
+    durable_views::NAME,
+    equal_images::NAME,
+    executed_once::NAME,
+    failed_disk_stops::NAME,
+    glb_bound::NAME,
+    healed_group_serves::NAME,
+    held_by_members::NAME,
+    linearizable::NAME,
+    log_survives::NAME,
+    longest_log::NAME,
+    no_loop::NAME,
+    one_history::NAME,
+    one_lease::NAME,
+    one_primary::NAME,
+    pointer_order::NAME,
+    refusals::NAME,
+    view_complete::NAME,
+    votes::NAME,
+    witness_keeps_log::NAME,
+];
+
 /// A property that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {

@@ -7,7 +7,8 @@ use harp_node::vr::{SERVERS_MAX, ServerId};
 
 use super::{Verdict, require};
 
-const NAME: &str = "14, a record that kills does not loop";
+/// The property, in words.
+pub const NAME: &str = "rule 14, a record that kills does not loop";
 
 /// Once by surprise, once among others, twice alone.
 const DEATHS_MAX: u32 = 4;

@@ -7,7 +7,8 @@ use harp_node::vr::{ServerId, View};
 
 use super::require;
 
-const NAME: &str = "2, one history";
+/// The property, in words.
+pub const NAME: &str = "2, one history";
 
 /// The history, as first seen.
 #[derive(Debug, Default)]

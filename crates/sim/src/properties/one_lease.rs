@@ -7,7 +7,8 @@ use harp_node::vr::{SERVERS_MAX, ServerId, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "no commit under another primary's lease";
+/// The property, in words.
+pub const NAME: &str = "rule 7, no commit under another primary's lease";
 
 /// The leases.
 #[derive(Debug, Default)]

@@ -9,7 +9,8 @@ use harp_node::vr::{ServerId, ServerSet, Shape, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "5, one primary a view";
+/// The property, in words.
+pub const NAME: &str = "5, one primary a view";
 
 /// What is known of the views.
 #[derive(Debug, Default)]

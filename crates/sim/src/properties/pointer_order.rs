@@ -5,7 +5,8 @@
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "3, the order of pointers";
+/// The property, in words.
+pub const NAME: &str = "3, the order of pointers";
 
 /// Checks one server's pointers. `counts_for_glb`: whether GLB takes this copy's LB into account.
 pub fn check(pulse: &Pulse, counts_for_glb: bool) -> Verdict {

@@ -7,7 +7,8 @@ use harp_node::vr::{Incarnation, Refusal, Report, SERVERS_MAX, ServerId, Shape, 
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "18, a refusal is justified";
+/// The property, in words.
+pub const NAME: &str = "18, a refusal is justified";
 
 /// A server's word in a promise, and the disk it gave it under.
 type Word = (u64, Report);

@@ -9,7 +9,8 @@ use harp_node::vr::{SERVERS_MAX, ServerId, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "8, a new view's log is complete";
+/// The property, in words.
+pub const NAME: &str = "8, a new view's log is complete";
 
 /// Commitments by view.
 #[derive(Debug, Default)]

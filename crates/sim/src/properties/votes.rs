@@ -7,7 +7,8 @@ use harp_node::vr::{Envelope, Message, Report, SERVERS_MAX, ServerId, ServerSet,
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "9, only intact and complete logs are voted";
+/// The property, in words.
+pub const NAME: &str = "9, only intact and complete logs are voted";
 
 /// Which logs may be voted.
 #[derive(Debug, Default)]

@@ -8,7 +8,8 @@ use harp_node::vr::{SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
 use super::{Pulse, Verdict, require};
 
-const NAME: &str = "10, a promoted witness keeps its log";
+/// The property, in words.
+pub const NAME: &str = "10, a promoted witness keeps its log";
 
 /// What the witnesses owe.
 #[derive(Debug, Default)]
