@@ -179,6 +179,37 @@ fn five_two_coordinators_at_once_end_in_one_view() {
     stage.reckon();
 }
 
+/// L27. A is down for long; B and C checkpoint far; D, promoted in A's place, dies, and E is promoted. Then A and D
+/// return, and B and C are gone: E's log still has what A's image lacks, without a gap.
+#[test]
+fn five_long_absent_primary_and_the_witnesses_hold_no_gap() {
+    let mut stage = begin(2);
+    stage.crash(A);
+    stage.until_serves(&[B, C, D]);
+    create_all(&mut stage, 2..6);
+    stage.world.verify(B, 1);
+    stage.until("both images are ahead of A's", |world| {
+        [B, C].iter().all(|copy| world.pulse(*copy).is_some_and(|pulse| pulse.lb >= 6))
+    });
+    stage.crash(D);
+    stage.until_serves(&[B, C, E]);
+    create_all(&mut stage, 6..9);
+    stage.world.verify(B, 2);
+    stage.until("they move on", |world| {
+        [B, C].iter().all(|copy| world.pulse(*copy).is_some_and(|pulse| pulse.lb >= 9))
+    });
+    stage.power_off(B);
+    stage.power_off(C);
+    for server in [B, C] {
+        stage.world.hosts[server.index()].stays_down = true;
+    }
+    stage.restart(A);
+    stage.restart(D);
+    stage.until_serves(&[A, D, E]);
+    all_there(&mut stage, 0..9);
+    stage.reckon();
+}
+
 /// L30. B crashes, then A. C, D and E have every op that A acknowledged.
 #[test]
 fn five_backup_then_primary_crash_the_rest_has_everything() {
