@@ -24,6 +24,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("make", "make"),
     ("binutils", "ar"),
     ("sqlite3", "sqlite3"),
+    ("strace", "strace"),
     ("tcc", "tcc"),
     ("libacl1-dev", "/usr/include/sys/acl.h"),
 ];

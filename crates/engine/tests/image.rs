@@ -1,75 +1,13 @@
 //! One series of checkpoints, on LMDB and files and again in memory: the images must be equal at
 //! every step, reopened or not. Oracle: digest and scrub. Knobs: seed, sizes.
 
+mod common;
+
+use common::{Change, LIMITS, Random};
 use harp_engine::{FileDisk, LmdbEngine, LmdbOptions};
-use harp_store::{
-    BLOCK_BYTES, Block, BlockWrite, Checkpoint, Content, Cut, Disk, Engine, Limits, MemDisk,
-    MemEngine, Store,
-};
+use harp_store::{BLOCK_BYTES, MemDisk, MemEngine, Store};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-const LIMITS: Limits =
-    Limits { grow_blocks: 64, blocks_max: 1 << 16, cut_now_runs_max: 3, cut_later_runs_max: 4 };
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
-    }
-}
-
-struct Change {
-    op: u64,
-    cuts: Vec<Cut>,
-    metadata: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    blocks: BTreeMap<(u64, u64), Box<Block>>,
-}
-
-impl Change {
-    fn random(random: &mut Random, op: u64) -> Change {
-        let mut metadata = BTreeMap::new();
-        for _ in 0..50 {
-            let key = random.below(1000).to_be_bytes().to_vec();
-            let value = (random.below(3) > 0).then(|| vec![op as u8; random.below(300) as usize]);
-            metadata.insert(key, value);
-        }
-        let cuts = (0..4).filter(|_| random.below(4) == 0);
-        let cuts: Vec<u64> = cuts.collect();
-        let cuts = cuts.into_iter().map(|file| Cut { file, first: random.below(300) }).collect();
-        let mut blocks = BTreeMap::new();
-        for _ in 0..6 {
-            let (file, first) = (random.below(4), random.below(300));
-            for index in 0..random.below(40) {
-                let block = Box::new([random.below(256) as u8; BLOCK_BYTES]);
-                blocks.insert((file, first + index), block);
-            }
-        }
-        Change { op, cuts, metadata, blocks }
-    }
-
-    fn checkpoint<E: Engine, D: Disk>(&self, store: &Store<E, D>) {
-        let mut blocks = self.blocks.iter().map(|((file, block), data)| {
-            let content = Content::Data(data);
-            BlockWrite { file: *file, block: *block, content }
-        });
-        let report = store.checkpoint(Checkpoint {
-            op: self.op,
-            cuts: &self.cuts,
-            metadata: &mut |sink| {
-                sink.extend(self.metadata.iter().map(|(k, v)| (&k[..], v.as_deref())))
-            },
-            blocks: &mut blocks,
-            pause: &|| (),
-        });
-        report.expect("there is room");
-    }
-}
 
 /// A directory for one test, removed at its end.
 struct Scratch(PathBuf);
@@ -105,10 +43,10 @@ fn image_on_files_equals_image_in_memory() {
     Store::<_, MemDisk>::format(&engine, b"two", &[]).expect("formats");
     let memory = Store::open(engine, disk, LIMITS).expect("the image opens").store;
 
-    let mut random = Random(77);
+    let mut random = Random::seeded(77);
     let mut files = open(&scratch.0);
     for op in 1..=40 {
-        let change = Change::random(&mut random, op);
+        let change = Change::random(&mut random, op, 40);
         change.checkpoint(&memory);
         change.checkpoint(&files);
         if op % 5 == 0 {

@@ -4,7 +4,7 @@
 //! Invariant: equal digests at equal ops mean equal metadata and equal file data.
 //! Source: README.md, `harp verify`.
 
-use crate::reader::{READ_BLOCKS_MAX, check};
+use crate::reader::check;
 use crate::runs::{Apart, Mark, Span, parse_run};
 use crate::seal;
 use crate::space::{PAGE_BLOCKS, PAGE_BYTES};
@@ -74,11 +74,11 @@ impl<E: Engine, D: Disk> Reader<E, D> {
         })?;
         hash.update(u64::MAX.to_le_bytes());
         hash.update(entries.to_le_bytes());
-        let mut data = vec![0; READ_BLOCKS_MAX as usize * BLOCK_BYTES];
+        let mut data = Vec::new();
         self.visible_spans((0, 0), &mut |span, crcs| {
-            let data = &mut data[..span.count as usize * BLOCK_BYTES];
-            self.disk().read(span.position, data)?;
-            check(&span, crcs, data)?;
+            data.resize(span.count as usize * BLOCK_BYTES, 0);
+            self.disk().read(span.position, &mut data)?;
+            check(&span, crcs, &data)?;
             for (index, block) in (0..).zip(data.as_chunks::<BLOCK_BYTES>().0) {
                 if *block != [0; BLOCK_BYTES] {
                     hash.update(span.file.to_le_bytes());

@@ -21,13 +21,13 @@ pub struct MemDisk {
     fuse: Fuse,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Contents {
     blocks: u64,
     blocks_max: u64,
-    durable: BTreeMap<u64, Box<Block>>,
+    durable: BTreeMap<u64, Arc<Block>>,
     /// Written, not synced.
-    written: BTreeMap<u64, Box<Block>>,
+    written: BTreeMap<u64, Arc<Block>>,
     sync_fails: bool,
 }
 
@@ -49,6 +49,17 @@ impl MemDisk {
         MemDisk { contents: Arc::new(Mutex::new(contents)), fuse }
     }
 
+    /// A disk of its own that holds what this one holds now, synced or not. It has no fuse.
+    pub fn fork(&self) -> MemDisk {
+        let contents = self.contents().clone();
+        MemDisk { contents: Arc::new(Mutex::new(contents)), fuse: Fuse::new() }
+    }
+
+    /// Blocks written and not synced.
+    pub fn unsynced_blocks(&self) -> usize {
+        self.contents().written.len()
+    }
+
     fn contents(&self) -> MutexGuard<'_, Contents> {
         self.contents.lock().expect("no holder of this lock panics")
     }
@@ -60,7 +71,8 @@ impl MemDisk {
         contents.sync_fails = false;
         for (position, new) in std::mem::take(&mut contents.written) {
             let old =
-                contents.durable.entry(position).or_insert_with(|| Box::new([0; BLOCK_BYTES]));
+                contents.durable.entry(position).or_insert_with(|| Arc::new([0; BLOCK_BYTES]));
+            let old = Arc::make_mut(old);
             for sector in 0..SECTORS {
                 if survives(position, sector) {
                     let range = sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
@@ -80,11 +92,11 @@ impl MemDisk {
         let mut contents = self.contents();
         let mut hit = false;
         if let Some(block) = contents.durable.get_mut(&position) {
-            block[byte] ^= mask;
+            Arc::make_mut(block)[byte] ^= mask;
             hit = true;
         }
         if let Some(block) = contents.written.get_mut(&position) {
-            block[byte] ^= mask;
+            Arc::make_mut(block)[byte] ^= mask;
             hit = true;
         }
         hit
@@ -145,7 +157,7 @@ impl Disk for MemDisk {
             assert!(slice.len().is_multiple_of(BLOCK_BYTES));
             within(&contents, Extent { position, count: (slice.len() / BLOCK_BYTES) as u64 })?;
             for bytes in slice.chunks_exact(BLOCK_BYTES) {
-                let block: Box<Block> = Box::new(bytes.try_into().expect("chunks are blocks"));
+                let block: Arc<Block> = Arc::new(bytes.try_into().expect("chunks are blocks"));
                 contents.written.insert(position, block);
                 position += 1;
             }

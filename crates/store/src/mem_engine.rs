@@ -55,6 +55,12 @@ impl MemEngine {
         MemEngine { fuse, ..MemEngine::default() }
     }
 
+    /// An engine of its own that holds what was last committed to this one. It has no fuse.
+    pub fn fork(&self) -> MemEngine {
+        let maps = Arc::new(Mutex::new(Arc::clone(&self.maps())));
+        MemEngine { maps, fuse: Fuse::new() }
+    }
+
     fn maps(&self) -> MutexGuard<'_, Arc<Maps>> {
         self.maps.lock().expect("no holder of this lock panics")
     }

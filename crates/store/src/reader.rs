@@ -14,9 +14,6 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// Blocks read at once at most where the caller sets no size.
-pub(crate) const READ_BLOCKS_MAX: u64 = 256;
-
 /// A view of the image. It may move between threads but serves one at a time.
 #[derive(Debug)]
 pub struct Reader<E: Engine, D: Disk> {

@@ -8,6 +8,7 @@ mod differential;
 mod full_disk;
 mod group;
 mod groups;
+mod image;
 mod kernel_client;
 mod kills;
 mod libnfs;
@@ -198,6 +199,15 @@ pub const SCENARIOS: &[Scenario] = &[
         tools: false,
         only_full: false,
         run: groups::user_in_twenty_groups,
+    },
+    Scenario {
+        name: "image_is_exact_after_a_power_cut_at_any_call",
+        story: "the calls of real checkpoints are recorded; what a power cut leaves of them is a whole image",
+        needs: &["strace"],
+        guest: false,
+        tools: false,
+        only_full: false,
+        run: image::image_is_exact_after_a_power_cut_at_any_call,
     },
     Scenario {
         name: "kernel_client_copies_a_source_tree",
