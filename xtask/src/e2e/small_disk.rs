@@ -15,6 +15,8 @@ use super::{E2eError, doing};
 use crate::process::{capture, run};
 
 const TOOL_PATIENCE: Duration = Duration::from_secs(60);
+/// What the file's name ends with; the rest is the place of its mount.
+pub const DISK_SUFFIX: &str = "disk";
 /// The file that takes all space.
 const HOG: &str = "hog";
 
@@ -29,7 +31,8 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// Makes one of `bytes` in the file `NAME.disk` of a directory and mounts it there as `NAME`.
     pub fn mount(dir: &Path, name: &str, bytes: u64) -> Result<SmallDisk, E2eError> {
-        let disk = SmallDisk { image: dir.join(format!("{name}.disk")), at: dir.join(name) };
+        let at = dir.join(name);
+        let disk = SmallDisk { image: at.with_extension(DISK_SUFFIX), at };
         doing(disk.at.display(), std::fs::create_dir(&disk.at))?;
         let file = doing(disk.image.display(), File::create(&disk.image))?;
         doing(disk.image.display(), file.set_len(bytes))?;

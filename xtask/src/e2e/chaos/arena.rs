@@ -541,4 +541,158 @@ mod tests {
         judge(&[unknown, early, found.clone()]).unwrap();
         judge(&[found]).unwrap_err();
     }
+
+    /// What is wrong with a server.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Planted {
+        Nothing,
+        LosesWrites,
+        TearsWrites,
+        ReadsOld,
+        RunsTwice,
+        ForgetsRemoves,
+    }
+
+    /// A small file system of its own, which knows nothing of the model.
+    #[derive(Clone, Default)]
+    struct Toy {
+        names: BTreeMap<usize, FileNo>,
+        files: BTreeMap<FileNo, Vec<Tag>>,
+        made: FileNo,
+    }
+
+    impl Toy {
+        fn serve(&mut self, action: Action) -> Outcome {
+            match action {
+                Action::Create { name, how } => match self.names.get(&name) {
+                    Some(file) if how == How::Unchecked => Outcome::File(*file),
+                    Some(_) => Outcome::Exists,
+                    None => {
+                        self.made += 1;
+                        self.names.insert(name, self.made);
+                        self.files.insert(self.made, Vec::new());
+                        Outcome::File(self.made)
+                    }
+                },
+                Action::LookUp { name } => {
+                    self.names.get(&name).map_or(Outcome::NoEntry, |file| Outcome::File(*file))
+                }
+                Action::Remove { name } => match self.names.remove(&name) {
+                    Some(file) => {
+                        self.files.remove(&file);
+                        Outcome::Done
+                    }
+                    None => Outcome::NoEntry,
+                },
+                Action::Rename { from, to } => match self.names.get(&from).copied() {
+                    None => Outcome::NoEntry,
+                    Some(_) if from == to => Outcome::Done,
+                    Some(file) => {
+                        self.serve(Action::Remove { name: to });
+                        self.names.remove(&from);
+                        self.names.insert(to, file);
+                        Outcome::Done
+                    }
+                },
+                Action::Write { file, at, units, tag } => self.with(file, |data| {
+                    data.resize(data.len().max(at + units), 0);
+                    data[at..at + units].fill(tag);
+                    Outcome::Done
+                }),
+                Action::Truncate { file, units } => self.with(file, |data| {
+                    data.resize(units, 0);
+                    Outcome::Done
+                }),
+                Action::Measure { file } => self.with(file, |data| Outcome::Length(data.len())),
+                Action::Read { file, at, units } => self.with(file, |data| {
+                    let until = data.len().min(at + units);
+                    let tags = data.get(at..until).unwrap_or_default().to_vec();
+                    Outcome::Data { tags, end: at + units >= data.len() }
+                }),
+            }
+        }
+
+        fn with(&mut self, file: FileNo, work: impl FnOnce(&mut Vec<Tag>) -> Outcome) -> Outcome {
+            self.files.get_mut(&file).map_or(Outcome::Stale, work)
+        }
+    }
+
+    fn any_action(random: &mut Random, made: FileNo, tag: Tag) -> Action {
+        let name = random.below(NAMES as u64) as usize;
+        let file = made.saturating_sub(random.below(3) as FileNo).max(1);
+        let at = random.below(UNITS as u64) as usize;
+        let units = 1 + random.below((UNITS - at) as u64) as usize;
+        match random.below(10) {
+            0 => Action::Create { name, how: *random.of(&[How::Unchecked, How::Guarded]) },
+            1 | 2 => Action::LookUp { name },
+            3 if random.percent(40) => Action::Remove { name },
+            3 => Action::Rename { from: name, to: random.below(NAMES as u64) as usize },
+            4..=6 => Action::Write { file, at, units, tag },
+            7 => Action::Truncate { file, units: at },
+            _ => Action::Read { file, at: 0, units: UNITS },
+        }
+    }
+
+    /// What lanes see that work at once on a server, which serves one call at a time, at a moment between begin and
+    /// end; unless something is wrong with it.
+    fn play(seed: u64, planted: Planted) -> Vec<Entry> {
+        const LANES: usize = 4;
+        const OPERATIONS: u32 = 1500;
+        let mut random = Random(seed);
+        let (mut toy, mut old, mut again) = (Toy::default(), Toy::default(), None);
+        let mut free_at = [0; LANES];
+        let mut history = Vec::new();
+        let mut moment = 0;
+        for tag in 1..=OPERATIONS {
+            let lane = random.below(LANES as u64) as usize;
+            moment = free_at[lane].max(moment) + 1 + random.below(20);
+            let begin = moment - random.below(moment - free_at[lane]);
+            let end = moment + random.below(60);
+            free_at[lane] = end + 1;
+            let action = any_action(&mut random, toy.made, tag);
+            let wrong = random.percent(3);
+            let outcome = match (planted, action) {
+                (Planted::LosesWrites, Action::Write { .. }) if wrong => toy.clone().serve(action),
+                (Planted::TearsWrites, Action::Write { file, at, units, tag }) if wrong => {
+                    toy.serve(Action::Write { file, at, units: units.div_ceil(2), tag })
+                }
+                (Planted::ReadsOld, Action::Read { .. }) if wrong => old.serve(action),
+                (Planted::ForgetsRemoves, Action::Remove { .. }) => toy.clone().serve(action),
+                _ => toy.serve(action),
+            };
+            if let Some(action) = again.take() {
+                toy.serve(action);
+            }
+            let changes = matches!(action, Action::Remove { .. } | Action::Rename { .. });
+            if planted == Planted::RunsTwice && changes && outcome == Outcome::Done {
+                again = Some(action);
+            }
+            if tag % 40 == 0 {
+                old = toy.clone();
+            }
+            history.push(Entry { action, outcome, begin, end, copy_until: None, lane });
+        }
+        history
+    }
+
+    #[test]
+    fn a_faithful_server_passes_and_each_planted_fault_is_found() {
+        const SEEDS: u64 = 20;
+        let found = |planted| {
+            let bad = (0..SEEDS).filter(|seed| judge(&play(*seed, planted)).is_err());
+            bad.count() as u64
+        };
+        assert_eq!(found(Planted::Nothing), 0);
+        for planted in [
+            Planted::LosesWrites,
+            Planted::TearsWrites,
+            Planted::ReadsOld,
+            Planted::RunsTwice,
+            Planted::ForgetsRemoves,
+        ] {
+            // A lost write that nobody looked at in time is missed by nobody.
+            let found = found(planted);
+            assert!(found >= SEEDS * 3 / 4, "{planted:?}: in {found} of {SEEDS}");
+        }
+    }
 }

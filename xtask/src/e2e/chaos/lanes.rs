@@ -28,8 +28,9 @@ const ARENAS_AT_ONCE: usize = 3;
 const ARENA_OPERATIONS: u64 = 3000;
 /// Lanes of each connection.
 const LANES_PER_CONNECTION: usize = 2;
-/// Files that lanes still know in an arena, newest first: some of them have no name any more.
-const FILES_KNOWN: usize = 6;
+/// How many of a hundred operations on a file are on one of the newest, which may have lost its name.
+const ANY_FILE_PERCENT: u64 = 10;
+const FILES_KNOWN: u64 = 6;
 /// Bound on the pause of a lane between two operations.
 const PAUSE_MS_MAX: u64 = 8;
 /// Pause before a call is made again that was refused.
@@ -53,6 +54,8 @@ struct Arena {
     dir: HandleBytes,
     files: Vec<HandleBytes>,
     numbers: HashMap<Vec<u8>, FileNo>,
+    /// The file that each name was last seen to have, or 0. It may have another by now.
+    seen: [FileNo; NAMES],
     writes: Tag,
     begun: u64,
     history: Vec<Entry>,
@@ -269,6 +272,7 @@ impl Lanes {
                 self.answered.fetch_add(1, Ordering::Relaxed);
                 let arena = board.arenas[number as usize].as_mut().expect("it was asked");
                 let outcome = arena.outcome(number, action, completion);
+                arena.notice(action, &outcome);
                 let copied = lane.roams && completion.resent && arena::failed(&outcome);
                 let copy_until = copied.then(|| end + COPY_HELD.as_nanos() as u64);
                 if outcome == Outcome::Refused {
@@ -395,37 +399,41 @@ fn made_directory(completion: &Completion<'_>) -> Result<Option<HandleBytes>, St
 
 impl Arena {
     fn new(dir: HandleBytes) -> Arena {
-        let (files, numbers, history, judged) = Default::default();
-        Arena { dir, files, numbers, writes: 0, begun: 0, history, judged }
+        let (files, numbers, seen, history, judged) = Default::default();
+        Arena { dir, files, numbers, seen, writes: 0, begun: 0, history, judged }
     }
 
     /// What a lane does next.
     fn choose(&mut self, random: &mut Random) -> Action {
         let name = random.below(NAMES as u64) as usize;
         let dice = random.below(100);
-        if self.files.is_empty() || dice < 48 {
-            return match dice % 48 {
-                0..16 => Action::LookUp { name },
-                16..32 => {
+        let file = if random.percent(ANY_FILE_PERCENT) {
+            let newest = self.files.len() as FileNo;
+            newest - random.below(u64::from(newest).clamp(1, FILES_KNOWN)) as FileNo
+        } else {
+            *random.of(&self.seen)
+        };
+        if file == 0 || dice < 28 {
+            return match dice % 28 {
+                0..12 => Action::LookUp { name },
+                12..22 => {
                     let how = *random.of(&[How::Unchecked, How::Guarded, How::Exclusive]);
                     Action::Create { name, how }
                 }
-                32..40 => Action::Remove { name },
+                22..25 => Action::Remove { name },
                 _ => Action::Rename { from: name, to: random.below(NAMES as u64) as usize },
             };
         }
-        let newest = self.files.len() as FileNo;
-        let file = newest - random.below(u64::from(newest).min(FILES_KNOWN as u64)) as FileNo;
         let at = random.below(UNITS as u64) as usize;
         let units = 1 + random.below((UNITS - at) as u64) as usize;
         match dice {
-            48..70 => {
+            28..60 => {
                 self.writes += 1;
                 Action::Write { file, at, units, tag: self.writes }
             }
-            70..75 => Action::Truncate { file, units: at },
-            75..80 => Action::Measure { file },
-            80..90 => Action::Read { file, at: 0, units: UNITS },
+            60..66 => Action::Truncate { file, units: at },
+            66..72 => Action::Measure { file },
+            72..86 => Action::Read { file, at: 0, units: UNITS },
             _ => Action::Read { file, at, units },
         }
     }
@@ -528,6 +536,21 @@ impl Arena {
                 Some(Status::NoSpc) if refusable => Outcome::Refused,
                 _ => Outcome::Wrong(format!("{response:?}")),
             },
+        }
+    }
+
+    /// Remembers what a name leads to.
+    fn notice(&mut self, action: Action, outcome: &Outcome) {
+        match (action, outcome) {
+            (Action::LookUp { name } | Action::Create { name, .. }, Outcome::File(file)) => {
+                self.seen[name] = *file;
+            }
+            (Action::LookUp { name } | Action::Remove { name }, Outcome::NoEntry)
+            | (Action::Remove { name }, Outcome::Done) => self.seen[name] = 0,
+            (Action::Rename { from, to }, Outcome::Done) if from != to => {
+                self.seen[to] = std::mem::take(&mut self.seen[from]);
+            }
+            _ => {}
         }
     }
 

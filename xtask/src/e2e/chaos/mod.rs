@@ -25,6 +25,7 @@ use self::network::Network;
 use self::servers::Servers;
 use self::storm::Storm;
 use super::group::GroupStatus;
+use super::small_disk::DISK_SUFFIX;
 use super::{Context, E2eError, doing, fresh_directory};
 use crate::process::capture;
 use crate::random::Random;
@@ -149,6 +150,8 @@ fn remove_leftovers(all: &Path) -> Result<(), E2eError> {
         let run = below.iter().next().and_then(|run| run.to_str()?.parse().ok());
         if run.is_some_and(ended) {
             capture(Command::new("umount").arg(at), TOOL_PATIENCE)?;
+            let image = at.with_extension(DISK_SUFFIX);
+            doing(image.display(), std::fs::remove_file(&image))?;
             removed += 1;
         }
     }
@@ -245,7 +248,7 @@ fn in_a_network(
     sum.violations.extend(found.violations);
     if result.is_ok() {
         let last = last_look(&mut servers, &lanes, work, &mut sum, interrupts);
-        let counter = last.as_ref().map_or(0, |status| counter_of(status));
+        let counter = last.as_ref().map_or(0, counter_of);
         sum.views = counter.saturating_sub(counter_of(&whole));
         result = last.map(drop);
     }

@@ -80,6 +80,8 @@ const CLASSES: &[(Class, u64)] = &[
 const FAULT_MS: (u64, u64) = (10, 10_000);
 /// Shortest and longest time between two faults, likewise.
 const REST_MS: (u64, u64) = (20, 4000);
+/// A full disk is full for so long: what others leave and what is kept in reserve lasts for a while.
+const FULL_MS: (u64, u64) = (1000, 15_000);
 /// A killed server is started again within this.
 const DOWN_MS: (u64, u64) = (10, 4000);
 
@@ -229,6 +231,7 @@ impl Storm {
                 None => return Ok(()),
             },
             Class::FullDisk => {
+                lasts = self.time(FULL_MS);
                 let taken = servers.disk(victim).hog()?;
                 told = format!("{told}, {} MiB taken", taken >> 20);
                 End::GiveSpaceBack
