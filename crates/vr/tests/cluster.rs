@@ -18,6 +18,8 @@ struct Server {
     durable: Durable,
     sequence: u64,
     up: bool,
+    /// It does not run for now, and what is sent to it waits.
+    stopped: bool,
     serving: bool,
     mail: VecDeque<(Envelope, Vec<(u64, u64)>)>,
 }
@@ -94,6 +96,7 @@ impl Cluster {
                 durable,
                 sequence: 0,
                 up: true,
+                stopped: false,
                 serving: false,
                 mail: VecDeque::new(),
             };
@@ -219,7 +222,7 @@ impl Cluster {
         for _ in 0..millis {
             self.now = self.now.plus(MS);
             for me in 0..self.servers.len() {
-                if !self.servers[me].up {
+                if !self.servers[me].up || self.servers[me].stopped {
                     continue;
                 }
                 self.deliver(me);
@@ -345,6 +348,29 @@ fn a_primary_cut_off_commits_nothing_and_rejoins() {
     c.run(2_000);
     assert_eq!(c.serving(), Some(0));
     assert_eq!(c.servers[0].log, vec![(1, 1), (2, 2)]);
+}
+
+/// The backup is stopped for a moment while the witness is away, so the primary can begin no view change; then the
+/// backup goes on, in the same view. The primary does not go on saying that it refuses.
+#[test]
+fn a_silence_that_ends_before_a_view_change_leaves_no_refusal() {
+    let mut c = Cluster::new(1);
+    c.run(600);
+    let view = c.servers[0].replica.formed();
+    c.crash(2);
+    c.servers[1].stopped = true;
+    c.run(150);
+    let state = c.servers[0].replica.state();
+    assert!(state.starts_with("refusing: only {a} can promise"), "{state}");
+    c.servers[1].stopped = false;
+    c.run(100);
+    assert_eq!((c.serving(), c.servers[0].replica.formed()), (Some(0), view));
+    c.append(1);
+    c.run(30);
+    assert_eq!(c.servers[0].replica.cp(), Op(1));
+    for server in &c.servers[..2] {
+        assert_eq!(server.replica.state(), "normal");
+    }
 }
 
 #[test]
