@@ -205,6 +205,8 @@ struct Sum {
     arenas: usize,
     operations: usize,
     recorded: u64,
+    /// Of the last view seen.
+    counter: u64,
     views: u64,
     longest: Duration,
     violations: Vec<String>,
@@ -247,11 +249,9 @@ fn in_a_network(
     sum.longest = found.longest.max(lanes.take_longest());
     sum.violations.extend(found.violations);
     if result.is_ok() {
-        let last = last_look(&mut servers, &lanes, work, &mut sum, interrupts);
-        let counter = last.as_ref().map_or(0, counter_of);
-        sum.views = counter.saturating_sub(counter_of(&whole));
-        result = last.map(drop);
+        result = last_look(&mut servers, &lanes, work, &mut sum, interrupts);
     }
+    sum.views = sum.counter.saturating_sub(counter_of(&whole));
     let (arenas, operations, wrong) = lanes.judge_all();
     (sum.arenas, sum.operations) = (arenas, operations);
     sum.violations.extend(wrong);
@@ -261,10 +261,14 @@ fn in_a_network(
         Ok(()) => sum.violations,
     };
     if !wrong.is_empty() || options.keep {
-        let histories = work.join("histories.txt");
-        doing(histories.display(), std::fs::write(&histories, lanes.histories()))?;
-        let faults = work.join("faults.txt");
-        doing(faults.display(), std::fs::write(&faults, storm.told()))?;
+        let keep = |name: &str, text: String| {
+            let path = work.join(name);
+            doing(path.display(), std::fs::write(&path, text))
+        };
+        keep("histories.txt", lanes.histories())?;
+        keep("faults.txt", storm.told())?;
+        keep("status.json", servers.status_text().unwrap_or_else(|error| error.to_string()))?;
+        keep("network.txt", network.describe())?;
     }
     if wrong.is_empty() { Ok(()) } else { Err(E2eError::Wrong(wrong.join("\n    "))) }
 }
@@ -282,13 +286,13 @@ fn last_look(
     work: &Path,
     sum: &mut Sum,
     interrupts: &Interrupts,
-) -> Result<GroupStatus, E2eError> {
+) -> Result<(), E2eError> {
     let status = servers.wait_whole(WHOLE_PATIENCE, &|| interrupts.check())?;
+    sum.counter = counter_of(&status);
     lanes.look_again(servers.count()).map_err(E2eError::Wrong)?;
     sum.violations.extend(clients::check_journals(work, servers.count()));
     servers.verify()?;
-    servers.expect_alive()?;
-    Ok(status)
+    servers.expect_alive()
 }
 
 /// The time of the faults.
@@ -318,10 +322,10 @@ impl Run<'_> {
                 std::thread::sleep(TICK);
             }
             storm.calm(servers, network)?;
-            self.demand_whole(storm, servers)?;
+            sum.counter = self.demand_whole(storm, servers)?;
             sum.rounds += 1;
             if storm.lose(servers)? {
-                self.demand_whole(storm, servers)?;
+                sum.counter = self.demand_whole(storm, servers)?;
             }
             sum.violations.extend(self.lanes.judge_left());
             if !sum.violations.is_empty() {
@@ -332,8 +336,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The healed group becomes whole, answers its clients, and its copies are equal.
-    fn demand_whole(&self, storm: &mut Storm, servers: &mut Servers) -> Result<(), E2eError> {
+    /// The healed group becomes whole, answers its clients, and its copies are equal. Returns its view's counter.
+    fn demand_whole(&self, storm: &mut Storm, servers: &mut Servers) -> Result<u64, E2eError> {
         let begun = Instant::now();
         let status = servers.wait_whole(WHOLE_PATIENCE, self.go_on)?;
         let whole_after = begun.elapsed();
@@ -349,12 +353,13 @@ impl Run<'_> {
             std::thread::sleep(TICK);
         }
         let equal = servers.verify()?;
-        let (view, answered) = (status.view.unwrap_or_default(), self.lanes.answered());
+        let (counter, answered) = (counter_of(&status), self.lanes.answered());
+        let view = status.view.unwrap_or_default();
         let equal = equal.lines().next().unwrap_or_default().to_owned();
         storm.say(format_args!(
             "healed: whole after {whole_after:.1?}, view {view}, {answered} calls answered, {equal}"
         ));
-        Ok(())
+        Ok(counter)
     }
 }
 

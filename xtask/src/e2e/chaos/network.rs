@@ -117,6 +117,21 @@ impl Network {
         self.places().filter(|other| *other != place).collect()
     }
 
+    /// Links, rules and connections of every place, for somebody who looks for what went wrong.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for place in self.places() {
+            let namespace = namespace(place);
+            for words in [["ip", "-n", "link"], ["ip", "-n", "rule"], ["ss", "-N", "-tno"]] {
+                let mut command = Command::new(words[0]);
+                let said = capture(command.args([words[1], &namespace, words[2]]), TOOL_PATIENCE);
+                let said = said.unwrap_or_else(|error| error.to_string());
+                text.push_str(&format!("{namespace}: {words:?}\n{said}\n"));
+            }
+        }
+        text
+    }
+
     /// Plugs a server's cable out, or in again.
     pub fn plug(&self, server: usize, plugged: bool) -> Result<(), E2eError> {
         let to = if plugged { "up" } else { "down" };

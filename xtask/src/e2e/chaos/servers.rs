@@ -221,11 +221,15 @@ impl Servers {
         E2eError::Wrong(format!("server {} ended by itself, {status}{last}", server_name(index)))
     }
 
-    /// What the servers report now.
-    pub fn status(&self) -> Result<GroupStatus, E2eError> {
+    /// What `harp status --json` prints.
+    pub fn status_text(&self) -> Result<String, E2eError> {
         let mut command = Command::new(&self.harp);
         command.args(["status", "--json", "--config"]).arg(self.config());
-        Status::group_in(&capture(&mut command, COMMAND_PATIENCE)?)
+        Ok(capture(&mut command, COMMAND_PATIENCE)?)
+    }
+
+    fn status(&self) -> Result<GroupStatus, E2eError> {
+        Status::group_in(&self.status_text()?)
     }
 
     /// Waits until every server is in its designated role with nothing to recover.
