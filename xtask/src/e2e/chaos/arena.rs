@@ -92,7 +92,7 @@ pub struct Entry {
     pub outcome: Outcome,
     /// When the call was made, in nanoseconds.
     pub begin: u64,
-    /// When the answer came.
+    /// When the answer came, or [`NEVER`].
     pub end: u64,
     /// Up to when a copy of the call may still arrive at a server. A server keeps no reply of a call that failed
     /// (DESIGN: it leaves no record), so such a copy is a new call.
@@ -367,11 +367,8 @@ fn told(history: &[Entry], until: u64, what: &str) -> String {
 pub fn line(entry: &Entry) -> String {
     let Entry { action, outcome, begin, end, copy_until, lane } = entry;
     let copied = if copy_until.is_some() { ", sent again" } else { "" };
-    format!(
-        "{:>12} to {:>12} lane {lane}: {action:?} -> {outcome:?}{copied}",
-        begin / 1000,
-        end / 1000
-    )
+    let end = if *end == NEVER { "never".into() } else { (end / 1000).to_string() };
+    format!("{:>12} to {end:>12} lane {lane}: {action:?} -> {outcome:?}{copied}", begin / 1000)
 }
 
 #[cfg(test)]
@@ -535,7 +532,7 @@ mod tests {
     fn what_was_never_answered_may_have_been_done() {
         let (create, _) = make(0, 1);
         let found = entry(30, 31, Action::LookUp { name: 0 }, Outcome::File(7));
-        let unknown = entry(0, 20, create, Outcome::Unknown);
+        let unknown = entry(0, NEVER, create, Outcome::Unknown);
         judge(&[unknown.clone(), found.clone()]).unwrap();
         let early = entry(1, 2, Action::LookUp { name: 0 }, Outcome::NoEntry);
         judge(&[unknown, early, found.clone()]).unwrap();

@@ -96,14 +96,16 @@ impl Clients {
             match join(thread, deadline) {
                 Some(Ok(())) => {}
                 Some(Err(why)) => found.violations.push(why),
-                None => found.violations.push("a client of the lanes did not end".into()),
+                None => {
+                    found.violations.push("a client of the lanes did not end, or panicked".into())
+                }
             }
         }
         for thread in self.recording {
             match join(thread, deadline) {
                 Some(Ok(report)) => found.add(&report),
                 Some(Err(error)) => found.violations.push(error.to_string()),
-                None => found.violations.push("a recording client did not end".into()),
+                None => found.violations.push("a recording client did not end, or panicked".into()),
             }
         }
         found

@@ -9,7 +9,7 @@
 //! that call failed there, nothing remembers it, and the copy is a new call when the server comes back. The history
 //! allows for that, for the calls of the roaming client that failed and were sent again, and for no others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use harp_bench::pipe::{Completion, Pipe};
 use harp_bench::request::{CreateHow, DirName, HandleBytes, Request, Response, SetAttr, Status};
 
 use super::arena::{self, Action, Entry, FileNo, How, NAMES, Outcome, Tag, UNITS};
+use super::linearizable::NEVER;
 use super::network;
 use crate::random::Random;
 
@@ -59,13 +60,19 @@ struct Arena {
     writes: Tag,
     begun: u64,
     history: Vec<Entry>,
+    /// Calls under way, and when they were made; by lane.
+    open: BTreeMap<usize, (Action, u64)>,
     judged: bool,
 }
 
 impl Arena {
-    /// No call is under way.
-    fn is_quiet(&self) -> bool {
-        self.begun == self.history.len() as u64
+    /// The history, with what was never answered.
+    fn all(&self) -> Vec<Entry> {
+        let unanswered = self.open.iter().map(|(lane, (action, begin))| {
+            let (action, begin, lane) = (*action, *begin, *lane);
+            Entry { action, outcome: Outcome::Unknown, begin, end: NEVER, copy_until: None, lane }
+        });
+        self.history.iter().cloned().chain(unanswered).collect()
     }
 }
 
@@ -238,9 +245,11 @@ impl Lanes {
         if arena.begun >= ARENA_OPERATIONS {
             board.current[place] = None;
         }
-        let arena = board.arenas[number as usize].as_ref().expect("it was there before");
+        let arena = board.arenas[number as usize].as_mut().expect("it was there before");
         // The clock first: the call takes effect after it.
-        lane.doing = Doing::Asking { arena: number, action, begin: self.nanos(Instant::now()) };
+        let begin = self.nanos(Instant::now());
+        arena.open.insert(lane.number, (action, begin));
+        lane.doing = Doing::Asking { arena: number, action, begin };
         let verifier = lane.random.next().to_be_bytes();
         arena.submit(number, action, verifier, payload, |request| pipe.submit(token, request));
     }
@@ -271,6 +280,7 @@ impl Lanes {
             Doing::Asking { arena: number, action, begin } => {
                 self.answered.fetch_add(1, Ordering::Relaxed);
                 let arena = board.arenas[number as usize].as_mut().expect("it was asked");
+                arena.open.remove(&lane.number);
                 let outcome = arena.outcome(number, action, completion);
                 arena.notice(action, &outcome);
                 let copied = lane.roams && completion.resent && arena::failed(&outcome);
@@ -334,7 +344,7 @@ impl Lanes {
         for (number, arena) in board.arenas.iter_mut().enumerate() {
             if let Some(arena) = arena
                 && arena.begun >= ARENA_OPERATIONS
-                && arena.is_quiet()
+                && arena.open.is_empty()
                 && !arena.judged
             {
                 arena.judged = true;
@@ -357,7 +367,7 @@ impl Lanes {
         let arenas = (0..).zip(&board.arenas).filter_map(|(n, arena)| Some((n, arena.as_ref()?)));
         let arenas: Vec<(u32, &Arena)> = arenas.collect();
         for (number, arena) in &arenas {
-            if let Err(why) = arena::judge(&arena.history) {
+            if let Err(why) = arena::judge(&arena.all()) {
                 wrong.push(format!("arena {number}: {why}"));
             }
         }
@@ -372,9 +382,9 @@ impl Lanes {
         for (number, arena) in board.arenas.iter().enumerate() {
             let Some(arena) = arena else { continue };
             text.push_str(&format!("arena {number}\n"));
-            let mut history: Vec<&Entry> = arena.history.iter().collect();
+            let mut history = arena.all();
             history.sort_by_key(|entry| entry.begin);
-            for entry in history {
+            for entry in &history {
                 text.push_str(&arena::line(entry));
                 text.push('\n');
             }
@@ -399,8 +409,8 @@ fn made_directory(completion: &Completion<'_>) -> Result<Option<HandleBytes>, St
 
 impl Arena {
     fn new(dir: HandleBytes) -> Arena {
-        let (files, numbers, seen, history, judged) = Default::default();
-        Arena { dir, files, numbers, seen, writes: 0, begun: 0, history, judged }
+        let (files, numbers, seen, history, open) = Default::default();
+        Arena { dir, files, numbers, seen, writes: 0, begun: 0, history, open, judged: false }
     }
 
     /// What a lane does next.

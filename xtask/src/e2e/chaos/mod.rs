@@ -239,12 +239,9 @@ fn in_a_network(
     let stormed = run.storm(&mut storm, &mut servers, &mut network, &mut sum);
     let calmed = storm.calm(&mut servers, &mut network);
     let mut result = stormed.and(calmed);
-    let patience = match (&result, interrupts.check()) {
-        (Ok(()), _) => PATIENCE,
-        (Err(_), Ok(())) => FAILED_PATIENCE,
-        (Err(_), Err(_)) => Duration::ZERO,
-    };
-    let found = clients.finish(patience);
+    // Nobody waits for the clients of a run that was interrupted.
+    interrupts.check()?;
+    let found = clients.finish(if result.is_ok() { PATIENCE } else { FAILED_PATIENCE });
     sum.recorded = found.recorded;
     sum.longest = found.longest.max(lanes.take_longest());
     sum.violations.extend(found.violations);
