@@ -10,6 +10,7 @@
 //! allows for that, for the calls of the roaming client that failed and were sent again, and for no others.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -86,7 +87,16 @@ struct Board {
     /// Places where a lane makes a new arena.
     making: [bool; ARENAS_AT_ONCE],
     violations: Vec<String>,
-    longest: Duration,
+    longest: Wait,
+}
+
+/// The longest time that an operation took, and whose it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wait {
+    /// From making the call to its answer.
+    pub lasted: Duration,
+    /// The lane.
+    pub lane: usize,
 }
 
 /// The lanes' common state.
@@ -107,6 +117,12 @@ pub enum Who {
     Steady(usize),
     /// Goes from one to the next.
     Roaming,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1?} (lane {})", self.lasted, self.lane)
+    }
 }
 
 /// What a lane waits for.
@@ -181,8 +197,8 @@ impl Lanes {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// The longest time that an operation took since this was last asked.
-    pub fn take_longest(&self) -> Duration {
+    /// The longest wait for an answer since this was last asked.
+    pub fn take_longest(&self) -> Wait {
         std::mem::take(&mut self.board().longest)
     }
 
@@ -257,7 +273,8 @@ impl Lanes {
     fn on_reply(&self, lane: &mut Lane, completion: &Completion<'_>) {
         let end = self.nanos(Instant::now());
         let mut board = self.board();
-        board.longest = board.longest.max(completion.latency);
+        let wait = Wait { lasted: completion.latency, lane: lane.number };
+        board.longest = board.longest.max(wait);
         let pause = Duration::from_millis(lane.random.below(PAUSE_MS_MAX));
         let rest = Doing::Resting { until: Instant::now() + pause };
         match std::mem::replace(&mut lane.doing, rest) {

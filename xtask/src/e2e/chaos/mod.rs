@@ -243,7 +243,7 @@ fn in_a_network(
     interrupts.check()?;
     let found = clients.finish(if result.is_ok() { PATIENCE } else { FAILED_PATIENCE });
     sum.recorded = found.recorded;
-    sum.longest = found.longest.max(lanes.take_longest());
+    sum.longest = sum.longest.max(found.longest).max(lanes.take_longest().lasted);
     sum.violations.extend(found.violations);
     if result.is_ok() {
         result = last_look(&mut servers, &lanes, work, &mut sum, interrupts);
@@ -319,10 +319,10 @@ impl Run<'_> {
                 std::thread::sleep(TICK);
             }
             storm.calm(servers, network)?;
-            sum.counter = self.demand_whole(storm, servers)?;
+            self.demand_whole(storm, servers, sum)?;
             sum.rounds += 1;
             if storm.lose(servers)? {
-                sum.counter = self.demand_whole(storm, servers)?;
+                self.demand_whole(storm, servers, sum)?;
             }
             sum.violations.extend(self.lanes.judge_left());
             if !sum.violations.is_empty() {
@@ -333,8 +333,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The healed group becomes whole, answers its clients, and its copies are equal. Returns its view's counter.
-    fn demand_whole(&self, storm: &mut Storm, servers: &mut Servers) -> Result<u64, E2eError> {
+    /// The healed group becomes whole, answers its clients, and its copies are equal.
+    fn demand_whole(
+        &self,
+        storm: &mut Storm,
+        servers: &mut Servers,
+        sum: &mut Sum,
+    ) -> Result<(), E2eError> {
         let begun = Instant::now();
         let status = servers.wait_whole(WHOLE_PATIENCE, self.go_on)?;
         let whole_after = begun.elapsed();
@@ -350,13 +355,15 @@ impl Run<'_> {
             std::thread::sleep(TICK);
         }
         let equal = servers.verify()?;
-        let (counter, answered) = (counter_of(&status), self.lanes.answered());
+        let (wait, answered) = (self.lanes.take_longest(), self.lanes.answered());
+        sum.longest = sum.longest.max(wait.lasted);
+        sum.counter = counter_of(&status);
         let view = status.view.unwrap_or_default();
         let equal = equal.lines().next().unwrap_or_default().to_owned();
         storm.say(format_args!(
-            "healed: whole after {whole_after:.1?}, view {view}, {answered} calls answered, {equal}"
+            "healed: whole after {whole_after:.1?}, view {view}, {answered} calls answered, longest wait {wait}, {equal}"
         ));
-        Ok(counter)
+        Ok(())
     }
 }
 

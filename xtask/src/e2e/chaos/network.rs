@@ -48,7 +48,8 @@ impl Place {
         }
     }
 
-    fn name(self) -> String {
+    /// A server's own, or the one of the middle.
+    pub fn name(self) -> String {
         match self {
             Place::Clients => "hub".into(),
             Place::Server(index) => server_name(index),

@@ -246,7 +246,7 @@ impl Storm {
                 let peers: Vec<Place> =
                     others.into_iter().filter(|place| *place != Place::Clients).collect();
                 let other = *self.random.of(&peers);
-                told = format!("{told}, {other:?}");
+                told = format!("{told}, {}", other.name());
                 let both = [(here, other), (other, here)];
                 let first = self.random.below(2) as usize;
                 let ways = if class == Class::Pair { &both[..] } else { &both[first..=first] };
