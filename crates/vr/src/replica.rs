@@ -419,7 +419,7 @@ impl Replica {
             Message::Promise { view, report } if to_me => {
                 self.on_promise(now, from, theirs, view, report, out)
             }
-            Message::Decline { promised, .. } => self.on_decline(now, promised),
+            Message::Decline { promised, .. } => self.on_decline(now, from, promised),
             Message::Install(install) if to_me || self.planted(Planted::InstallTwice) => {
                 self.on_install(now, from, install, out)
             }

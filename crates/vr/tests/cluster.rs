@@ -373,6 +373,55 @@ fn a_silence_that_ends_before_a_view_change_leaves_no_refusal() {
     }
 }
 
+/// Runs until the witness has promised a view that has not formed: the backup died.
+fn run_until_promised(c: &mut Cluster) {
+    c.run(600);
+    c.crash(1);
+    let before = c.servers[2].durable.promised;
+    for _ in 0..500 {
+        if c.servers[2].durable.promised > before {
+            return;
+        }
+        c.run(1);
+    }
+    panic!("no view was tried");
+}
+
+fn serves_soon(c: &mut Cluster) {
+    let begun = c.now;
+    while c.serving().is_none() && c.now.since(begun) < 20_000 * MS {
+        c.run(10);
+    }
+    let waited = c.now.since(begun) / MS;
+    assert!(waited <= 1_000, "nobody served for {waited} ms");
+}
+
+/// The witness promised a view and then heard nothing of its coordinator for longer than it waits; the coordinator was
+/// only stopped. It goes on, and the view is not long in coming.
+#[test]
+fn a_coordinator_stopped_between_the_phases_goes_on_soon() {
+    let mut c = Cluster::new(1);
+    run_until_promised(&mut c);
+    c.servers[0].stopped = true;
+    c.run(150);
+    c.servers[0].stopped = false;
+    serves_soon(&mut c);
+}
+
+/// The witness restarts between its promise and phase 2, so quickly that nobody misses it.
+#[test]
+fn a_member_restarted_between_the_phases_is_asked_anew() {
+    let mut c = Cluster::new(1);
+    run_until_promised(&mut c);
+    c.servers[0].stopped = true;
+    c.crash(2);
+    c.run(5);
+    c.restart(2);
+    c.run(5);
+    c.servers[0].stopped = false;
+    serves_soon(&mut c);
+}
+
 #[test]
 fn two_of_five_may_die_and_the_rest_go_on() {
     let mut c = Cluster::new(2);
