@@ -4,6 +4,8 @@
 //! Invariant: a server that ends without having been killed is an error.
 //! Source: docs/operations.md.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -36,6 +38,8 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one `harp verify` may take: it waits up to 60 s for the copies itself.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(120);
 const POLL_PAUSE: Duration = Duration::from_millis(100);
+/// A healed group that is not whole after this is slow.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// A running server.
 #[derive(Debug)]
@@ -228,27 +232,34 @@ impl Servers {
         Ok(capture(&mut command, COMMAND_PATIENCE)?)
     }
 
-    fn status(&self) -> Result<GroupStatus, E2eError> {
-        Status::group_in(&self.status_text()?)
-    }
-
-    /// Waits until every server is in its designated role with nothing to recover.
+    /// Waits until every server is in its designated role with nothing to recover. What the servers say meanwhile, if
+    /// it takes long, goes to a file.
     pub fn wait_whole(
         &mut self,
         patience: Duration,
         go_on: &dyn Fn() -> Result<(), E2eError>,
     ) -> Result<GroupStatus, E2eError> {
-        let deadline = Instant::now() + patience;
+        let begun = Instant::now();
+        let mut told_after = SLOW;
         loop {
             go_on()?;
             self.expect_alive()?;
-            let status = self.status()?;
+            let text = self.status_text()?;
+            let status = Status::group_in(&text)?;
+            let waited = begun.elapsed();
             if status.settled() {
                 return Ok(status);
             }
-            if Instant::now() >= deadline {
+            if waited >= patience {
                 let what = "the healed group is whole".into();
                 return Err(E2eError::NotReached { what, patience, seen: status.line() });
+            }
+            if waited >= told_after {
+                told_after += SLOW;
+                let path = self.work.join("slow.txt");
+                let file = File::options().create(true).append(true).open(&path);
+                let told = file.and_then(|mut file| writeln!(file, "after {waited:.1?}\n{text}"));
+                doing(path.display(), told)?;
             }
             std::thread::sleep(POLL_PAUSE);
         }
