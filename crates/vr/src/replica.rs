@@ -607,7 +607,9 @@ impl Replica {
 
     /// GLB as the primary knows it: the lowest LB of the copies that count.
     pub(crate) fn advance_glb(&mut self) {
-        if !self.is_primary() {
+        let Stage::Primary(state) = &self.stage else { return };
+        // A member that has not formed the view yet may ask for all of the log that the view began with.
+        if !self.durable.members.iter().all(|m| state.installed.contains(m)) {
             return;
         }
         let trims_absent = self.planted(Planted::TrimIgnoresAbsent);

@@ -422,6 +422,41 @@ fn a_member_restarted_between_the_phases_is_asked_anew() {
     serves_soon(&mut c);
 }
 
+/// The new view's primary has formed it, its backup not yet, and may still ask for the log from where the view began:
+/// what the images hold meanwhile does not let the primary trim it.
+#[test]
+fn nothing_is_trimmed_before_all_members_formed_the_view() {
+    let mut c = Cluster::new(1);
+    c.run(600);
+    c.append_all(1..=20);
+    c.run(50);
+    c.servers[1].replica.on_checkpoint(Op(20));
+    c.servers[0].replica.on_checkpoint(Op(10));
+    c.run(50);
+    assert_eq!(c.servers[0].replica.glb(), Op(10));
+    let view = c.servers[0].replica.formed();
+    // The witness takes the backup's place, and the backup its own again.
+    c.cut = vec![(0, 1), (1, 2)];
+    c.run(400);
+    assert!(c.servers[0].replica.members().contains(ServerId(2)));
+    c.cut.clear();
+    for _ in 0..2_000 {
+        c.run(1);
+        let a = &c.servers[0].replica;
+        if a.formed() > view && a.members().contains(ServerId(1)) && c.serving().is_none() {
+            break;
+        }
+    }
+    c.servers[1].stopped = true;
+    assert!(c.serving().is_none());
+    c.servers[0].replica.on_checkpoint(Op(20));
+    assert_eq!(c.servers[0].replica.glb(), Op(10));
+    c.servers[1].stopped = false;
+    c.run(200);
+    assert_eq!(c.serving(), Some(0));
+    assert_eq!(c.servers[0].replica.glb(), Op(20));
+}
+
 #[test]
 fn two_of_five_may_die_and_the_rest_go_on() {
     let mut c = Cluster::new(2);
