@@ -23,9 +23,9 @@ const DISK_BYTES: u64 = 1 << 30;
 /// Settings other than those that `harp init` writes. The smaller sizes make for frequent checkpoints and trimming
 /// and for reads from the image; the timeouts leave room for a machine whose few processors are all busy.
 const SETTINGS: &[(&str, &str)] = &[
-    ("ring_bytes = 268435456", "ring_bytes = 16777216"),
-    ("segment_bytes = 67108864", "segment_bytes = 4194304"),
-    ("segments_max = 128", "segments_max = 32"),
+    ("ring_bytes = 268435456", "ring_bytes = 8388608"),
+    ("segment_bytes = 67108864", "segment_bytes = 2097152"),
+    ("segments_max = 128", "segments_max = 64"),
     ("checkpoint_bytes = 67108864", "checkpoint_bytes = 8388608"),
     ("cache_bytes = 268435456", "cache_bytes = 8388608"),
     ("failure_timeout_ms = 180", "failure_timeout_ms = 700"),
