@@ -10,6 +10,7 @@ mod fuzz;
 mod guest;
 mod packages;
 mod process;
+mod random;
 mod report;
 mod suite;
 mod tools;
@@ -17,7 +18,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use e2e::Choice;
+use e2e::{Choice, chaos};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -29,6 +30,9 @@ usage: cargo xtask COMMAND
                        tests on real processes; NAME selects by part of the name, N is
                        where random operations begin
   e2e --list           names them
+  chaos [--minutes N | --seconds N] [--seed S] [--copies 2|3] [--keep]
+                       faults of every kind on a group in a network of its own, for N minutes
+                       (10), and a check of all that clients saw; --keep keeps its files
   fuzz [--minutes N] [--keep] [NAME]
                        gives each decoder, or the one called NAME, anything for N minutes (10);
                        --keep adds inputs that reach more to fuzz/corpus";
@@ -52,6 +56,7 @@ enum Command {
     Sim,
     E2eList,
     E2e(Choice),
+    Chaos(chaos::Options),
     Fuzz(fuzz::Options),
     Help,
 }
@@ -69,6 +74,7 @@ impl Command {
             ("help" | "--help" | "-h", []) => Ok(Command::Help),
             ("e2e", [flag]) if flag == "--list" => Ok(Command::E2eList),
             ("e2e", rest) => Command::parse_e2e(rest),
+            ("chaos", rest) => chaos::Options::parse(rest).map(Command::Chaos),
             ("fuzz", rest) => fuzz::Options::parse(rest).map(Command::Fuzz),
             ("test" | "lint" | "sim", [extra, ..]) => {
                 Err(format!("{first} takes no argument, got {extra:?}"))
@@ -100,6 +106,7 @@ impl Command {
             Command::Lint => suite::lint(),
             Command::Sim => suite::sim(),
             Command::E2e(choice) => suite::e2e(&choice),
+            Command::Chaos(options) => suite::chaos(&options),
             Command::Fuzz(options) => suite::fuzz(&options),
             Command::E2eList => {
                 for scenario in e2e::SCENARIOS {

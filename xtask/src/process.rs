@@ -281,6 +281,12 @@ impl Running {
         }
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
+        let ended = self.child.try_wait();
+        ended.map_err(|source| ProcessError::Io { program: self.command.clone(), source })
+    }
+
     /// Kills it at once and reaps it.
     pub fn kill(&mut self) {
         // Both fail only when the child was reaped before, which is what is wanted.

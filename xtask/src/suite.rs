@@ -7,7 +7,7 @@
 use std::process::{Command, ExitCode};
 
 use crate::arrows;
-use crate::e2e::{self, Choice};
+use crate::e2e::{self, Choice, chaos};
 use crate::fuzz;
 use crate::packages;
 use crate::process::{on_path, run, tee};
@@ -52,6 +52,22 @@ pub fn e2e(choice: &Choice) -> ExitCode {
         install_packages(report);
         if build(report, &["-p", "harp"]) {
             e2e::run(workspace, report, choice);
+        }
+    })
+}
+
+/// Faults of every kind for as long as asked.
+pub fn chaos(options: &chaos::Options) -> ExitCode {
+    with_workspace(|workspace, report| {
+        install_packages(report);
+        if !build(report, &["-p", "harp"]) {
+            return;
+        }
+        match e2e::not_here(chaos::NEEDS) {
+            Some(why) => report.leave_out("chaos", &why),
+            None => {
+                report.step("chaos", || chaos::step(workspace, options));
+            }
         }
     })
 }

@@ -36,6 +36,9 @@ pub struct Options {
     pub address: SocketAddr,
     /// Where MOUNT is served, if elsewhere.
     pub mount_address: Option<SocketAddr>,
+    /// Where the same files are served as well. Connections begin at all of the addresses in turn, and one that is
+    /// lost or does not come about goes on to the next.
+    pub elsewhere: Vec<SocketAddr>,
     /// Number of connections.
     pub connections: usize,
     /// The user to call as.
@@ -45,7 +48,8 @@ pub struct Options {
     /// How long to go without any reply, or without a connection, before giving up.
     pub patience: Duration,
     /// How long a call waits for its reply before its connection is made anew and the call is sent
-    /// again, like the retransmission timer of a real client.
+    /// again, like the retransmission timer of a real client. With `elsewhere`, an attempt to connect takes no
+    /// longer either.
     pub retransmit: Duration,
     /// Pause before connecting again after a refusal. A reset is followed by an attempt at once.
     pub retry_pause: Duration,
@@ -57,12 +61,21 @@ impl Options {
         Options {
             address,
             mount_address: None,
+            elsewhere: Vec::new(),
             connections: 1,
             uid: 0,
             gid: 0,
             patience: Duration::from_secs(60),
             retransmit: Duration::from_secs(15),
             retry_pause: Duration::from_millis(100),
+        }
+    }
+
+    /// The address that a connection tries after `moves` others.
+    fn address_after(&self, moves: usize) -> SocketAddr {
+        match moves % (self.elsewhere.len() + 1) {
+            0 => self.address,
+            other => self.elsewhere[other - 1],
         }
     }
 }
@@ -150,6 +163,10 @@ struct Connection {
     link: Link,
     /// Since when it is not up.
     down_since: Instant,
+    /// When it was last begun to be made.
+    begun: Instant,
+    /// Counts the addresses that it went through.
+    moves: usize,
     local: Option<SocketAddr>,
     /// Received bytes lie in `input[from..to]`.
     input: Vec<u8>,
@@ -181,6 +198,8 @@ impl Client {
             .map(|i| Connection {
                 link: Link::Down { retry_at: now },
                 down_since: now,
+                begun: now,
+                moves: i,
                 local: None,
                 input: vec![0; INPUT_BYTES],
                 from: 0,
@@ -292,8 +311,8 @@ impl Client {
     /// Mounts `path` and returns the handle of its root.
     pub fn mount(&mut self, path: &str) -> Result<HandleBytes, ClientError> {
         if let Some(address) = self.options.mount_address {
-            let there =
-                Options { address, mount_address: None, connections: 1, ..self.options.clone() };
+            let there = Options { mount_address: None, connections: 1, ..self.options.clone() };
+            let there = Options { address, elsewhere: Vec::new(), ..there };
             return Client::connect(there)?.mount(path);
         }
         let mnt = mount::Request::Mnt { path: path.as_bytes() };
@@ -358,15 +377,25 @@ impl Client {
         Ok(ready)
     }
 
-    /// Makes connections anew on which a call waits for too long.
+    /// Makes connections anew on which a call waits for too long, and tries another address where a connection does
+    /// not come about.
     fn drop_overdue(&mut self, now: Instant) {
         for connection in &mut self.connections {
             let overdue = |since| now.saturating_duration_since(since) > self.options.retransmit;
-            if matches!(connection.link, Link::Up(_))
-                && connection.pipe.waiting_since().is_some_and(overdue)
-            {
-                self.trouble.timeouts += 1;
-                lose(connection, now, now, &mut self.trouble);
+            match &connection.link {
+                Link::Up(stream) if connection.pipe.waiting_since().is_some_and(overdue) => {
+                    // A reset, so that nothing of it is delivered later; an error means that it is gone anyway.
+                    let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+                    self.trouble.timeouts += 1;
+                    lose(connection, now, now, &mut self.trouble);
+                }
+                Link::Connecting(_)
+                    if !self.options.elsewhere.is_empty() && overdue(connection.begun) =>
+                {
+                    connection.moves += 1;
+                    connection.link = Link::Down { retry_at: now };
+                }
+                _ => {}
             }
         }
     }
@@ -485,6 +514,7 @@ fn lose(connection: &mut Connection, now: Instant, retry_at: Instant, trouble: &
     trouble.reconnects += 1;
     trouble.resent += connection.pipe.send_all_again(now) as u64;
     (connection.from, connection.to) = (0, 0);
+    connection.moves += 1;
     connection.link = Link::Down { retry_at };
     connection.down_since = now;
 }
@@ -495,13 +525,15 @@ fn begin_connecting(
     options: &Options,
     last_error: &mut Option<io::Error>,
 ) -> Result<(), ClientError> {
+    connection.begun = now;
+    let address = options.address_after(connection.moves);
     let (stream, attempt) = match connection.local.take() {
         // From the old port if the system still lets us have it, else from any.
-        Some(local) => match start(options.address, Some(local))? {
-            (_, Err(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL)) => start(options.address, None)?,
+        Some(local) => match start(address, Some(local))? {
+            (_, Err(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL)) => start(address, None)?,
             started => started,
         },
-        None => start(options.address, None)?,
+        None => start(address, None)?,
     };
     match attempt {
         Ok(()) | Err(Errno::INPROGRESS) => {
@@ -510,6 +542,7 @@ fn begin_connecting(
         }
         Err(error) => {
             *last_error = Some(error.into());
+            connection.moves += 1;
             connection.link = Link::Down { retry_at: now + options.retry_pause };
         }
     }
@@ -552,7 +585,10 @@ fn finish_connecting(
     let link = std::mem::replace(&mut connection.link, down);
     match (link, error) {
         (Link::Connecting(stream), None) => connection.link = Link::Up(stream),
-        (_, Some(error)) => *last_error = Some(error.into()),
+        (_, Some(error)) => {
+            connection.moves += 1;
+            *last_error = Some(error.into());
+        }
         (_, None) => unreachable!("the link was connecting"),
     }
 }

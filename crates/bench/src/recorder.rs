@@ -49,6 +49,8 @@ pub struct RecordOptions {
     pub break_every: u64,
     /// What the lanes do follows from it.
     pub seed: u64,
+    /// The server may run out of space: a refusal for that is like one that asks to try later. Otherwise it is wrong.
+    pub may_run_out: bool,
 }
 
 impl RecordOptions {
@@ -63,6 +65,7 @@ impl RecordOptions {
             operations: None,
             break_every: 0,
             seed: 1,
+            may_run_out: false,
         }
     }
 }
@@ -344,7 +347,7 @@ impl Recorder<'_> {
         let judged = match std::mem::replace(&mut lane.doing, Doing::Nothing) {
             Doing::Nothing => unreachable!("a reply to a lane that does nothing"),
             Doing::Modifying(operation) => {
-                let judged = lane.judge(&operation, completion);
+                let judged = lane.judge(&operation, completion, self.options.may_run_out);
                 match &judged {
                     Judged::Right(handle) => {
                         self.acknowledged += 1;
@@ -461,7 +464,12 @@ impl Lane {
     }
 
     /// Judges the reply to a modification.
-    fn judge(&self, operation: &Operation, completion: &Completion<'_>) -> Judged {
+    fn judge(
+        &self,
+        operation: &Operation,
+        completion: &Completion<'_>,
+        may_run_out: bool,
+    ) -> Judged {
         let response = match completion.decode() {
             Ok(decoded) => decoded.response,
             Err(error) => return Judged::Wrong(error.to_string()),
@@ -482,7 +490,7 @@ impl Lane {
             }
             other => unreachable!("no lane calls for {other:?}"),
         };
-        if status == Status::JukeBox {
+        if status == Status::JukeBox || (status == Status::NoSpc && may_run_out) {
             return Judged::Later;
         }
         let want = self.expected.outcome(operation);

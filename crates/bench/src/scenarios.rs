@@ -74,6 +74,39 @@ fn record_replies_swallowed_calls_are_sent_again() {
     assert_eq!((recorded.violations, checked.told), (Vec::new(), Vec::new()));
 }
 
+/// One of two addresses takes connections and never answers: those that begin there, or come back to it, go on at the
+/// other, with the same calls.
+#[test]
+fn record_a_silent_address_calls_go_on_elsewhere() {
+    let toy = Toy::start(Faults { drop_reply_every: 401, ..Faults::default() });
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mut server = Options::new(silent.local_addr().expect("it is bound"));
+    (server.elsewhere, server.retransmit) = (vec![toy.address], Duration::from_millis(20));
+    let journal = TemporaryJournal::new();
+    let mut options = RecordOptions::new(server, journal.0.clone());
+    options.operations = Some(2000);
+    let recorded = record(&options, &AtomicBool::new(false)).expect("the recording runs");
+    assert_eq!((recorded.violations, recorded.gave_up), (Vec::new(), None));
+    assert!(recorded.timeouts >= 2 && recorded.reconnects > recorded.timeouts);
+    let (server, export) = (Options::new(toy.address), "/".into());
+    let checked = check(&CheckOptions { server, export, journal: journal.0.clone() });
+    assert_eq!(checked.expect("the check runs").told, [""; 0]);
+}
+
+/// A refusal for want of space is wrong, unless the recording was told that it may come: then the call is made anew.
+#[test]
+fn record_no_space_is_borne_only_where_it_may_come() {
+    let recorded = |may_run_out| {
+        let toy = Toy::start(Faults { full_every: 57, ..Faults::default() });
+        let journal = TemporaryJournal::new();
+        let mut options = RecordOptions::new(Options::new(toy.address), journal.0.clone());
+        (options.operations, options.may_run_out) = (Some(2000), may_run_out);
+        record(&options, &AtomicBool::new(false)).expect("the recording runs").violations.len()
+    };
+    assert_eq!(recorded(true), 0);
+    assert!(recorded(false) > 0);
+}
+
 /// A server that executes repeats again is caught while recording, by the second outcome.
 #[test]
 fn record_no_reply_cache_second_execution_is_seen() {

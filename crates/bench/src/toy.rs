@@ -34,6 +34,8 @@ pub struct Faults {
     pub loses_renames: u64,
     /// Every so many modifying calls are answered with JUKEBOX.
     pub jukebox_every: u64,
+    /// Every so many modifying calls are refused for want of space.
+    pub full_every: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +180,8 @@ impl State {
                 let (response, data) =
                     if modifying && due(self.modifying, self.faults.jukebox_every) {
                         (failed(request, Status::JukeBox), Vec::new())
+                    } else if modifying && due(self.modifying, self.faults.full_every) {
+                        (failed(request, Status::NoSpc), Vec::new())
                     } else {
                         match self.plan(request) {
                             Ok(done) => done,

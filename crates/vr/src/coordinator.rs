@@ -29,6 +29,8 @@ pub(crate) struct Attempt {
     pub sent: Nanos,
     pub promises: [Option<Promised>; SERVERS_MAX],
     pub install: Option<(Install, Nanos)>,
+    /// A member that phase 2 waits for gave its promise up.
+    pub forsaken: bool,
 }
 
 /// Why a view cannot form from the promises at hand.
@@ -105,7 +107,8 @@ impl Replica {
         let view = highest.next(self.settings.me);
         self.promise(now, view, self.settings.me, out);
         let promises = [None; SERVERS_MAX];
-        self.attempt = Some(Attempt { view, since: now, sent: now, promises, install: None });
+        self.attempt =
+            Some(Attempt { view, since: now, sent: now, promises, install: None, forsaken: false });
         self.retries = (self.retries + 1).min(4);
         let wait = self.settings.failure_timeout << (self.retries - 1);
         self.retry_at = now.plus(wait + self.settings.patience());
@@ -161,12 +164,17 @@ impl Replica {
         self.try_to_form(now, out);
     }
 
-    pub(crate) fn on_decline(&mut self, now: Nanos, promised: View) {
-        let overtaken =
-            self.attempt.as_ref().is_some_and(|a| promised > a.view && a.install.is_none());
-        if overtaken {
+    pub(crate) fn on_decline(&mut self, now: Nanos, from: ServerId, promised: View) {
+        let Some(attempt) = &mut self.attempt else { return };
+        match attempt.install {
             // Somebody is ahead. Give it time, then try above it.
-            self.retry_at = self.retry_at.max(now.plus(self.settings.patience()));
+            None if promised > attempt.view => {
+                self.retry_at = self.retry_at.max(now.plus(self.settings.patience()));
+            }
+            Some((install, _)) if promised == attempt.view && install.members.contains(from) => {
+                attempt.forsaken = true;
+            }
+            _ => {}
         }
     }
 
@@ -350,6 +358,7 @@ impl Replica {
             return;
         }
         let beat = now.since(attempt.sent) >= self.settings.heartbeat;
+        let forsaken = attempt.forsaken;
         match attempt.install {
             None => {
                 self.try_to_form(now, out);
@@ -369,7 +378,8 @@ impl Replica {
                 let me = self.settings.me;
                 let dead = install.members.iter().any(|m| m != me && self.is_silent(now, m));
                 let long = now.since(decided) > 50 * self.settings.failure_timeout;
-                if (dead || long) && now >= self.retry_at {
+                let hopeless = dead || long || forsaken;
+                if hopeless && now >= self.retry_at {
                     self.start_attempt(now, out);
                 }
             }

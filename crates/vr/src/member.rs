@@ -20,18 +20,21 @@ impl Replica {
         view: View,
         out: &mut Vec<Action>,
     ) {
-        if view < self.durable.promised
-            || (view == self.durable.promised && !self.promised_to(from))
-        {
-            let promised = self.durable.promised;
+        let promised = self.durable.promised;
+        if view < promised || view == promised && self.gave_up(view) {
             out.push(Action::Send { to: from, message: Message::Decline { view, promised } });
-            return;
-        }
-        if view > self.durable.promised {
+        } else if view > promised {
             self.promise(now, view, from, out);
-        } else {
+        } else if self.promised_to(from) {
             self.send_promise(now, out); // a duplicate, or our answer was lost
         }
+    }
+
+    /// Whether this server promised `view` and will not form it any more: it stopped waiting, or restarted.
+    fn gave_up(&self, view: View) -> bool {
+        let outside = matches!(self.stage, Stage::Outside { .. });
+        let settled = self.persist_done == self.persist_issued && self.tagging.is_none();
+        outside && settled && view == self.durable.promised && view > self.durable.formed
     }
 
     fn promised_to(&self, coordinator: ServerId) -> bool {
@@ -124,6 +127,11 @@ impl Replica {
         out: &mut Vec<Action>,
     ) {
         if self.ignore_install(&install) {
+            let view = install.view;
+            if self.gave_up(view) {
+                let decline = Message::Decline { view, promised: view };
+                out.push(Action::Send { to: from, message: decline });
+            }
             return;
         }
         assert!(install.members.contains(self.settings.me), "phase 2 goes to members only");

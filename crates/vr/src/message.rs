@@ -165,7 +165,7 @@ pub enum Message {
         /// What the promising server holds.
         report: Report,
     },
-    /// Phase 1: no, a higher view is promised.
+    /// No: a higher view is promised, or the promise of this one was given up.
     Decline {
         /// The view that was asked for.
         view: View,

@@ -186,6 +186,8 @@ impl Replica {
             self.start_attempt(now, out);
             return;
         }
+        // A silence during which too few were heard for another view is over, and this one goes on.
+        self.refusing = None;
         if self.serving {
             self.admit_returned_disks(now, out);
             self.tend_learners(now, out);

@@ -430,7 +430,7 @@ impl Replica {
             Message::Promise { view, report } if to_me => {
                 self.on_promise(now, from, theirs, view, report, out)
             }
-            Message::Decline { promised, .. } => self.on_decline(now, promised),
+            Message::Decline { promised, .. } => self.on_decline(now, from, promised),
             Message::Install(install) if to_me || self.planted(Planted::InstallTwice) => {
                 self.on_install(now, from, install, out)
             }
@@ -619,7 +619,9 @@ impl Replica {
 
     /// GLB as the primary knows it: the lowest LB of the copies that count.
     pub(crate) fn advance_glb(&mut self) {
-        if !self.is_primary() {
+        let Stage::Primary(state) = &self.stage else { return };
+        // A member that has not formed the view yet may ask for all of the log that the view began with.
+        if !self.durable.members.iter().all(|m| state.installed.contains(m)) {
             return;
         }
         let trims_absent = self.planted(Planted::TrimIgnoresAbsent);

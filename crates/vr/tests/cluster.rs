@@ -18,6 +18,8 @@ struct Server {
     durable: Durable,
     sequence: u64,
     up: bool,
+    /// It does not run for now, and what is sent to it waits.
+    stopped: bool,
     serving: bool,
     mail: VecDeque<(Envelope, Vec<(u64, u64)>)>,
 }
@@ -94,6 +96,7 @@ impl Cluster {
                 durable,
                 sequence: 0,
                 up: true,
+                stopped: false,
                 serving: false,
                 mail: VecDeque::new(),
             };
@@ -219,7 +222,7 @@ impl Cluster {
         for _ in 0..millis {
             self.now = self.now.plus(MS);
             for me in 0..self.servers.len() {
-                if !self.servers[me].up {
+                if !self.servers[me].up || self.servers[me].stopped {
                     continue;
                 }
                 self.deliver(me);
@@ -345,6 +348,113 @@ fn a_primary_cut_off_commits_nothing_and_rejoins() {
     c.run(2_000);
     assert_eq!(c.serving(), Some(0));
     assert_eq!(c.servers[0].log, vec![(1, 1), (2, 2)]);
+}
+
+/// The backup is stopped for a moment while the witness is away, so the primary can begin no view change; then the
+/// backup goes on, in the same view. The primary does not go on saying that it refuses.
+#[test]
+fn a_silence_that_ends_before_a_view_change_leaves_no_refusal() {
+    let mut c = Cluster::new(1);
+    c.run(600);
+    let view = c.servers[0].replica.formed();
+    c.crash(2);
+    c.servers[1].stopped = true;
+    c.run(150);
+    let state = c.servers[0].replica.state();
+    assert!(state.starts_with("refusing: only {a} can promise"), "{state}");
+    c.servers[1].stopped = false;
+    c.run(100);
+    assert_eq!((c.serving(), c.servers[0].replica.formed()), (Some(0), view));
+    c.append(1);
+    c.run(30);
+    assert_eq!(c.servers[0].replica.cp(), Op(1));
+    for server in &c.servers[..2] {
+        assert_eq!(server.replica.state(), "normal");
+    }
+}
+
+/// Runs until the witness has promised a view that has not formed: the backup died.
+fn run_until_promised(c: &mut Cluster) {
+    c.run(600);
+    c.crash(1);
+    let before = c.servers[2].durable.promised;
+    for _ in 0..500 {
+        if c.servers[2].durable.promised > before {
+            return;
+        }
+        c.run(1);
+    }
+    panic!("no view was tried");
+}
+
+fn serves_soon(c: &mut Cluster) {
+    let begun = c.now;
+    while c.serving().is_none() && c.now.since(begun) < 20_000 * MS {
+        c.run(10);
+    }
+    let waited = c.now.since(begun) / MS;
+    assert!(waited <= 1_000, "nobody served for {waited} ms");
+}
+
+/// The witness promised a view and then heard nothing of its coordinator for longer than it waits; the coordinator was
+/// only stopped. It goes on, and the view is not long in coming.
+#[test]
+fn a_coordinator_stopped_between_the_phases_goes_on_soon() {
+    let mut c = Cluster::new(1);
+    run_until_promised(&mut c);
+    c.servers[0].stopped = true;
+    c.run(150);
+    c.servers[0].stopped = false;
+    serves_soon(&mut c);
+}
+
+/// The witness restarts between its promise and phase 2, so quickly that nobody misses it.
+#[test]
+fn a_member_restarted_between_the_phases_is_asked_anew() {
+    let mut c = Cluster::new(1);
+    run_until_promised(&mut c);
+    c.servers[0].stopped = true;
+    c.crash(2);
+    c.run(5);
+    c.restart(2);
+    c.run(5);
+    c.servers[0].stopped = false;
+    serves_soon(&mut c);
+}
+
+/// The new view's primary has formed it, its backup not yet, and may still ask for the log from where the view began:
+/// what the images hold meanwhile does not let the primary trim it.
+#[test]
+fn nothing_is_trimmed_before_all_members_formed_the_view() {
+    let mut c = Cluster::new(1);
+    c.run(600);
+    c.append_all(1..=20);
+    c.run(50);
+    c.servers[1].replica.on_checkpoint(Op(20));
+    c.servers[0].replica.on_checkpoint(Op(10));
+    c.run(50);
+    assert_eq!(c.servers[0].replica.glb(), Op(10));
+    let view = c.servers[0].replica.formed();
+    // The witness takes the backup's place, and the backup its own again.
+    c.cut = vec![(0, 1), (1, 2)];
+    c.run(400);
+    assert!(c.servers[0].replica.members().contains(ServerId(2)));
+    c.cut.clear();
+    for _ in 0..2_000 {
+        c.run(1);
+        let a = &c.servers[0].replica;
+        if a.formed() > view && a.members().contains(ServerId(1)) && c.serving().is_none() {
+            break;
+        }
+    }
+    c.servers[1].stopped = true;
+    assert!(c.serving().is_none());
+    c.servers[0].replica.on_checkpoint(Op(20));
+    assert_eq!(c.servers[0].replica.glb(), Op(10));
+    c.servers[1].stopped = false;
+    c.run(200);
+    assert_eq!(c.serving(), Some(0));
+    assert_eq!(c.servers[0].replica.glb(), Op(20));
 }
 
 #[test]

@@ -1,23 +1,19 @@
 //! Full disk: a group whose file system runs out of space, by others or by itself.
-//! Owns: a small file system in a file, mounted for the scenario.
-//! Never: leaves it mounted, whatever became of the scenario.
+//! Owns: who fills the disk, and what must work on it all the same.
+//! Never: fills a file system of others; it makes a small one for the scenario.
 //! Invariant: everything here is bounded in number or time.
 //! Source: docs/protocol.md, rule 13: running out is an outcome, not a crash.
 
-use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Signal};
 
 use super::group::{Group, GroupStatus};
 use super::raw::{Action, Handle, RawClient};
-use super::{Context, E2eError, doing};
-use crate::process::{capture, run};
+use super::small_disk::SmallDisk;
+use super::{Context, E2eError};
 
 /// Size of the file system that all servers share.
 const DISK_BYTES: u64 = 1536 << 20;
@@ -34,7 +30,6 @@ const LINKERS: u64 = 8;
 const TARGET_BYTES: usize = 4000;
 /// How long room may take to come back once it was made.
 const ROOM_PATIENCE: Duration = Duration::from_secs(60);
-const TOOL_PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 
 const OK: u32 = 0;
@@ -42,65 +37,6 @@ const OK: u32 = 0;
 const NO_SPACE: u32 = 28;
 /// NFS3ERR_JUKEBOX: nothing was done; a client asks again with a new call.
 const TRY_LATER: u32 = 10_008;
-
-/// A file system in a file, mounted.
-struct SmallDisk {
-    image: PathBuf,
-    at: PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(work: &Path) -> Result<SmallDisk, E2eError> {
-        let disk = SmallDisk { image: work.join("disk"), at: work.join("mounted") };
-        let file = doing(disk.image.display(), File::create(&disk.image))?;
-        doing(disk.image.display(), file.set_len(DISK_BYTES))?;
-        doing(disk.at.display(), std::fs::create_dir(&disk.at))?;
-        capture(
-            Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&disk.image),
-            TOOL_PATIENCE,
-        )?;
-        let mut mount = Command::new("mount");
-        capture(mount.args(["-o", "loop"]).arg(&disk.image).arg(&disk.at), TOOL_PATIENCE)?;
-        Ok(disk)
-    }
-
-    /// Bytes that processes of root may still take.
-    fn left(&self) -> Result<u64, E2eError> {
-        let space = doing(self.at.display(), rustix::fs::statvfs(&self.at).map_err(Into::into))?;
-        Ok(space.f_bfree * space.f_frsize)
-    }
-
-    /// Takes all that is left. Returns how much that was.
-    fn hog(&self) -> Result<u64, E2eError> {
-        let path = self.at.join("hog");
-        let file = doing(path.display(), File::create(&path))?;
-        let (mut taken, mut step) = (0, 256 << 20);
-        while step >= 4096 {
-            match fallocate(&file, FallocateFlags::empty(), taken, step) {
-                Ok(()) => taken += step,
-                Err(_) => step /= 2,
-            }
-        }
-        Ok(taken)
-    }
-
-    fn end_hog(&self) -> Result<(), E2eError> {
-        let path = self.at.join("hog");
-        doing(path.display(), std::fs::remove_file(&path))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Detached even if a process still has a file of it open; the loop device goes with it.
-        let unmounted = run(Command::new("umount").arg(&self.at))
-            .or_else(|_| run(Command::new("umount").arg("-l").arg(&self.at)));
-        let removed = unmounted.is_ok().then(|| std::fs::remove_file(&self.image));
-        if !matches!(removed, Some(Ok(()))) {
-            eprintln!("    {} is left behind", self.image.display());
-        }
-    }
-}
 
 /// The status of a new call, made again while the server puts it off.
 fn status(client: &mut RawClient, action: Action<'_>) -> Result<u32, E2eError> {
@@ -241,7 +177,7 @@ fn restart_one(context: &Context<'_>, group: &Group<'_>) -> Result<Vec<(String, 
 pub fn full_disk_refuses_writes_and_lets_removes_go_on(
     context: &Context<'_>,
 ) -> Result<(), E2eError> {
-    let disk = SmallDisk::mount(&context.work)?;
+    let disk = SmallDisk::mount(&context.work, "mounted", DISK_BYTES)?;
     let group = Group::start_in(context, 2, disk.at.join("group"))?;
     group.wait_settled()?;
     let mut client = RawClient::connect(group.nfs)?;

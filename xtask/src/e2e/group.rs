@@ -34,9 +34,20 @@ pub struct Status {
     groups: Vec<GroupStatus>,
 }
 
+impl Status {
+    /// The group in what `harp status --json` printed.
+    pub fn group_in(json: &str) -> Result<GroupStatus, E2eError> {
+        let status: Status = serde_json::from_str(json).map_err(E2eError::Status)?;
+        let group = status.groups.into_iter().next();
+        group.ok_or_else(|| E2eError::Wrong("the status has no group".into()))
+    }
+}
+
 /// One group's line of the status.
 #[derive(Debug, Deserialize)]
 pub struct GroupStatus {
+    /// The highest formed view.
+    pub view: Option<String>,
     /// The name of the server that serves, if one does.
     pub primary: Option<String>,
     /// The servers.
@@ -72,7 +83,7 @@ impl GroupStatus {
     }
 
     /// One line: each server's name, role and state.
-    fn line(&self) -> String {
+    pub fn line(&self) -> String {
         let servers: Vec<String> = self
             .nodes
             .iter()
@@ -222,9 +233,7 @@ impl<'a> Group<'a> {
     pub fn status(&self) -> Result<GroupStatus, E2eError> {
         let mut command = self.command("status");
         let json = capture(command.arg("--json"), Duration::from_secs(30))?;
-        let status: Status = serde_json::from_str(&json).map_err(E2eError::Status)?;
-        let group = status.groups.into_iter().next();
-        group.ok_or_else(|| E2eError::Wrong("the status has no group".into()))
+        Status::group_in(&json)
     }
 
     /// Waits until the status satisfies `wanted`; `what` says in words what that is.
@@ -359,7 +368,7 @@ fn parent_of(process: Pid) -> Option<Pid> {
 
 #[cfg(test)]
 mod tests {
-    use super::{GroupStatus, Status, parent_of};
+    use super::{Status, parent_of};
     use rustix::process::{getpid, getppid};
 
     #[test]
@@ -368,10 +377,7 @@ mod tests {
             {"name":"a","pid":7,"designated":"primary","role":"primary","state":"normal"},
             {"name":"b","pid":null,"designated":"backup","role":"ROLE","state":"normal"}
         ]}]}"#;
-        let parse = |role: &str| -> GroupStatus {
-            let status: Status = serde_json::from_str(&json.replace("ROLE", role)).unwrap();
-            status.groups.into_iter().next().unwrap()
-        };
+        let parse = |role: &str| Status::group_in(&json.replace("ROLE", role)).unwrap();
         assert!(parse("backup").settled());
         assert!(!parse("down").settled());
     }

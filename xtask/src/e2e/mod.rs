@@ -4,6 +4,7 @@
 //! Invariant: a scenario leaves no process behind, and no directory unless it failed.
 //! Source: docs/testing.md.
 
+pub mod chaos;
 mod differential;
 mod full_disk;
 mod group;
@@ -18,6 +19,7 @@ mod losses;
 mod power;
 mod raw;
 mod repeats;
+mod small_disk;
 mod workloads;
 
 use std::cell::RefCell;
@@ -210,6 +212,15 @@ pub const SCENARIOS: &[Scenario] = &[
         run: image::image_is_exact_after_a_power_cut_at_any_call,
     },
     Scenario {
+        name: chaos::NAME,
+        story: "a minute of faults of every kind on a network of its own; every answer is in some order",
+        needs: chaos::NEEDS,
+        guest: false,
+        tools: false,
+        only_full: false,
+        run: chaos::for_a_minute,
+    },
+    Scenario {
         name: "kernel_client_copies_a_source_tree",
         story: "Linux's own NFS client copies a tree in and out, renames, removes, as two users",
         needs: EMULATOR,
@@ -393,9 +404,7 @@ pub fn run(workspace: &Workspace, report: &mut Report, choice: &Choice) {
     }
     let (mut kit, mut tools) = (None, None);
     for scenario in chosen {
-        let mounts = scenario.needs.contains(&"mount");
-        let not_root = (mounts && !rustix::process::geteuid().is_root()).then(|| "not root".into());
-        let prepared = match packages::lacks(scenario.needs).or(not_root) {
+        let prepared = match not_here(scenario.needs) {
             Some(why) => Err(why),
             None => prepare(scenario, workspace, report, &mut kit, &mut tools),
         };
@@ -406,6 +415,13 @@ pub fn run(workspace: &Workspace, report: &mut Report, choice: &Choice) {
             Err(why) => report.leave_out(scenario.name, &why),
         }
     }
+}
+
+/// Why what needs these programs cannot run on this machine: one is missing, or root alone may use it.
+pub fn not_here(needs: &[&str]) -> Option<String> {
+    let mounts = needs.contains(&"mount");
+    let not_root = (mounts && !rustix::process::geteuid().is_root()).then(|| "not root".into());
+    packages::lacks(needs).or(not_root)
 }
 
 /// What was made ready for the first scenario that wants it; what cannot be had leaves scenarios

@@ -12,6 +12,7 @@ use super::object::{Object, SET_AFTER, SET_BEFORE};
 use super::operation::{At, Guard, Operation};
 use super::rules::FILE_SIZE_MAX;
 use super::user::{USERS, User};
+use crate::random::Random;
 
 /// The lane's own directory among its objects; before it comes the root that all lanes share.
 pub const HOME: usize = 1;
@@ -27,34 +28,6 @@ pub const WINDOWS: [u64; 4] = [0, 1 << 20, (1 << 32) - 8192, 1 << 40];
 pub const WINDOW_BYTES: u64 = 160 << 10;
 /// Longest WRITE.
 const WRITE_BYTES_MAX: u64 = 64 << 10;
-
-/// Numbers that look random (splitmix64).
-#[derive(Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// True in so many of a hundred cases.
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
-        &choices[self.below(choices.len() as u64) as usize]
-    }
-}
 
 /// Chooses operations on the objects as they are.
 pub struct Generator<'a> {

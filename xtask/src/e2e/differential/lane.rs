@@ -12,7 +12,7 @@ use harp_bench::client::{Client, Options};
 use harp_bench::request::{CreateHow, DirName, FileType, Request, Response, SetAttr, Status};
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, statat};
 
-use super::generator::{Generator, HOME, Random, WINDOW_BYTES, WINDOWS};
+use super::generator::{Generator, HOME, WINDOW_BYTES, WINDOWS};
 use super::host::Host;
 use super::object::Object;
 use super::operation::{Guard, Operation};
@@ -20,6 +20,7 @@ use super::outcome::{Outcome, Shows, Told, first_difference};
 use super::served::{Answered, Served};
 use super::user::User;
 use super::{E2eError, doing};
+use crate::random::Random;
 
 /// The root that all lanes share among a lane's objects; other lanes change it.
 const TOP: usize = 0;
