@@ -14,7 +14,7 @@ use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Vie
 const NEAR_OPS: u64 = 50_000;
 
 /// One promise as it was received.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Promised {
     pub incarnation: Incarnation,
     pub report: Report,
@@ -22,7 +22,7 @@ pub(crate) struct Promised {
 }
 
 /// A view change that this server coordinates.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Attempt {
     pub view: View,
     pub since: Nanos,

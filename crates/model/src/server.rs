@@ -1,0 +1,390 @@
+//! One server: the replica that is explored, its disk, and what happens to it.
+//! Owns: the carrying out of a replica's actions, as `harp-node` does it, without waiting for anything.
+//! Never: knows of other servers but by their mail.
+//! Invariant: what a server does depends on nothing but itself and the event.
+
+use std::collections::VecDeque;
+
+use harp_vr::{
+    Action, Envelope, Message, Nanos, Op, Past, Presence, Records, Replica, ServerId, ServerSet, View, Waited,
+};
+
+use crate::bounds::{Bounds, Durability, NOW};
+use crate::disk::{Adopting, Disk, Log, Record, Tag};
+use crate::restart::{self, Crash};
+
+/// A message with the records attached to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mail {
+    /// To whom.
+    pub to: ServerId,
+    /// What is said.
+    pub envelope: Envelope,
+    /// From the first op that it names on.
+    pub records: Box<[Record]>,
+}
+
+/// What happens to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// It waited.
+    Wait {
+        /// For more than any timeout.
+        long: bool,
+        /// These were not heard meanwhile.
+        silent: ServerSet,
+        /// It heard of this promised view.
+        promised: View,
+    },
+    /// All leases ran out.
+    LeasesEnd,
+    /// The oldest write of the view file is done.
+    ViewWritten,
+    /// The log is durable to its end.
+    LogWritten,
+    /// The tag is on disk.
+    Tagged,
+    /// A client's operation is logged.
+    Append(u8),
+    /// The image moves to AP.
+    Checkpoint,
+    /// It dies and starts again.
+    Crash(Crash),
+}
+
+/// One server.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Server {
+    /// The protocol.
+    pub replica: Replica,
+    /// What it keeps.
+    pub disk: Disk,
+}
+
+/// A server while something happens to it.
+pub struct Turn<'a> {
+    pub bounds: &'a Bounds,
+    /// Writes end at once: nothing can come between.
+    pub writes_at_once: bool,
+    pub me: ServerId,
+    pub server: Server,
+    pub sent: Vec<Mail>,
+}
+
+impl Turn<'_> {
+    /// Something happens that is no message.
+    pub fn happen(&mut self, event: Event) {
+        let mut out = Vec::new();
+        let replica = &mut self.server.replica;
+        match event {
+            Event::Wait { long, silent, promised } => {
+                self.hear_of(promised, silent);
+                let replica = &mut self.server.replica;
+                let waited = if long { Waited::Long } else { Waited::Soon };
+                replica.set_waits(NOW, waited, silent);
+                replica.tick(NOW, &mut out);
+            }
+            Event::LeasesEnd => replica.end_leases(),
+            Event::ViewWritten => {
+                let (sequence, durable) = self.server.disk.writes.remove(0);
+                self.server.disk.view_file = durable;
+                replica.on_persisted(NOW, sequence, &mut out);
+            }
+            Event::LogWritten => self.log_written(),
+            Event::Tagged => {
+                let adopting = self.server.disk.adopting.take().expect("a tag is under way");
+                self.server.disk.carry_out(adopting);
+                let facts = self.server.disk.facts();
+                replica.on_tagged(adopting.tag.view, facts, &mut out);
+            }
+            Event::Append(number) => self.append(Record::Client(number)),
+            Event::Checkpoint => self.checkpoint(),
+            Event::Crash(crash) => {
+                let disk = self.server.disk.clone();
+                self.server = restart::after(crash, disk, self.bounds, self.me);
+            }
+        }
+        self.carry_out(out);
+        self.wind_up();
+    }
+
+    /// Mail arrives.
+    pub fn receive(&mut self, mail: &Mail) {
+        let mut out = Vec::new();
+        let verdict = self.server.replica.on_message(NOW, &mail.envelope, &mut out);
+        self.carry_out(out);
+        match verdict {
+            Records::Ignore => {}
+            Records::Current { above } => self.take_in(mail, above, false),
+            Records::Staged { above } => self.take_in(mail, above, true),
+            // Images are not handed over here.
+            Records::ImageWant { .. } | Records::ImagePart { .. } => {}
+        }
+        self.wind_up();
+    }
+
+    /// A presence brings what somebody promised, as presences do all the time.
+    fn hear_of(&mut self, promised: View, silent: ServerSet) {
+        let replica = &mut self.server.replica;
+        let known = promised > replica.promised();
+        let me = self.me;
+        let heard = |s: &ServerId| *s != me && !silent.contains(*s);
+        let (true, Some(from)) = (known, self.bounds.shape().servers().find(heard)) else { return };
+        let their = replica.envelope(from, Message::Decline { view: promised, promised });
+        let presence = Presence {
+            promised,
+            formed: View::NONE,
+            members: ServerSet::EMPTY,
+            serving: false,
+            normal: false,
+            cp: Op::ZERO,
+            lb: Op::ZERO,
+            loading: None,
+            glb: Op::ZERO,
+            configuration: *replica.configuration(),
+            room: replica.room(),
+        };
+        let envelope = Envelope {
+            from,
+            from_incarnation: their.to_incarnation,
+            to_incarnation: their.from_incarnation,
+            message: Message::Presence(presence),
+        };
+        let mut out = Vec::new();
+        replica.on_message(NOW, &envelope, &mut out);
+        assert!(out.is_empty(), "hearing of a promise asks for nothing");
+    }
+
+    fn take_in(&mut self, mail: &Mail, above: Op, staged: bool) {
+        let first = match mail.envelope.message {
+            Message::Prepare(prepare) => prepare.first,
+            Message::Grant { first, .. } => first,
+            Message::Past(past) => past.first,
+            _ => unreachable!("only these carry records"),
+        };
+        let disk = &mut self.server.disk;
+        let ready = staged == disk.staged.is_some() && disk.growing().end() == above.0;
+        if !ready {
+            return; // they will come again
+        }
+        for (op, record) in (first.0..).zip(&mail.records) {
+            if op <= above.0 {
+                continue;
+            }
+            let log = self.server.disk.growing();
+            assert_eq!(op, log.end() + 1, "records are attached from the first op on");
+            log.records.push(*record);
+            if let (Record::Change(change), false) = (record, staged) {
+                self.server.replica.on_configuration(Op(op), *change);
+            }
+        }
+        let end = Op(self.server.disk.growing().end());
+        if end > above {
+            let mut out = Vec::new();
+            self.server.replica.on_appended(NOW, staged, end, &mut out);
+            self.carry_out(out);
+        }
+    }
+
+    /// The primary logs a record.
+    fn append(&mut self, record: Record) {
+        let disk = &mut self.server.disk;
+        assert!(disk.staged.is_none(), "only a primary appends");
+        disk.log.records.push(record);
+        let end = Op(disk.log.end());
+        let mut out = Vec::new();
+        self.server.replica.on_appended(NOW, false, end, &mut out);
+        if let Record::Change(change) = record {
+            self.server.replica.on_configuration(end, change);
+        }
+        self.carry_out(out);
+    }
+
+    fn log_written(&mut self) {
+        let disk = &mut self.server.disk;
+        disk.durable = disk.log.end();
+        self.server.replica.on_durable(NOW, Op(disk.durable));
+    }
+
+    fn checkpoint(&mut self) {
+        let upto = self.may_checkpoint().expect("there is something to checkpoint");
+        let disk = &mut self.server.disk;
+        let log = disk.staged.clone().unwrap_or_else(|| disk.log.clone());
+        let records = (1..=upto).map(|op| disk.record(op, &log).expect("what is applied was held"));
+        disk.image = Some(records.collect());
+        self.server.replica.on_applied(Op(upto));
+        self.server.replica.on_checkpoint(Op(upto));
+    }
+
+    /// Up to where the image may be moved forward.
+    pub fn may_checkpoint(&self) -> Option<u64> {
+        let disk = &self.server.disk;
+        let end = disk.staged.as_ref().unwrap_or(&disk.log).end();
+        let upto = self.server.replica.may_apply().0.min(end);
+        (disk.image.is_some() && disk.whole && upto > disk.lb()).then_some(upto)
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut actions: VecDeque<Action> = actions.into();
+        while let Some(action) = actions.pop_front() {
+            let mut more = Vec::new();
+            self.carry_out_one(action, &mut more);
+            actions.extend(more);
+        }
+    }
+
+    fn carry_out_one(&mut self, action: Action, out: &mut Vec<Action>) {
+        let Server { replica, disk } = &mut self.server;
+        match action {
+            // A decline only delays.
+            Action::Send { message: Message::Decline { .. }, .. } => {}
+            Action::Send { message: Message::CatchUp { .. }, .. } if !self.bounds.catch_up => {}
+            Action::Send { to, message } => self.post(to, message, Box::default()),
+            Action::Grant { to_server, view, from, to } => {
+                let records = disk.log.range(from.0, to.0);
+                let last = Op(from.0 + records.len() as u64 - 1);
+                assert!(last >= from, "the holder has what it grants");
+                self.post(to_server, Message::Grant { view, first: from, last }, records);
+            }
+            Action::Past { to_server, from } => {
+                let cp = replica.cp();
+                let records = disk.log.range(from.0, cp.0);
+                let last = Op(from.0 + records.len() as u64 - 1);
+                let begin = Op(disk.log.begin);
+                let past = Past { view: replica.formed(), first: from, last, cp, begin };
+                self.post(to_server, Message::Past(past), records);
+            }
+            Action::Persist { sequence, durable } => disk.writes.push((sequence, durable)),
+            Action::Stage { begin, .. } => {
+                disk.staged = Some(Log::empty(begin.0));
+                if disk.image.is_some() {
+                    replica.on_reapply();
+                }
+            }
+            Action::DropStaged => disk.staged = None,
+            Action::Adopt { view, members, staged, configuration } => {
+                let tag = Tag { view, members, configuration };
+                disk.adopting = Some(Adopting { tag, staged });
+            }
+            Action::DropLog => {
+                disk.log = Log::empty(disk.log.end() + 1);
+                disk.durable = disk.log.end();
+                disk.tag = None;
+                disk.staged = None;
+                replica.on_staged_dropped();
+            }
+            Action::DiscardImage => {
+                disk.image = Some(Vec::new());
+                disk.whole = false;
+                replica.on_image_discarded(NOW, out);
+            }
+            Action::LogConfiguration(change) => self.append(Record::Change(change)),
+            Action::WantImage { .. }
+            | Action::Formed { .. }
+            | Action::Serving { .. }
+            | Action::Stopped { .. }
+            | Action::Refusing { .. } => {}
+        }
+    }
+
+    fn post(&mut self, to: ServerId, message: Message, records: Box<[Record]>) {
+        let replica = &self.server.replica;
+        let message = match message {
+            // Who catches up is level with less than what this bounds, and room is for everything.
+            Message::Presence(presence) => Message::Presence(Presence { cp: Op::ZERO, ..presence }),
+            message => message,
+        };
+        let envelope = replica.envelope(to, message);
+        self.sent.push(Mail { to, envelope, records });
+    }
+
+    /// Ends a turn: what is due is said, what is over is forgotten.
+    fn wind_up(&mut self) {
+        let memory = self.bounds.durability == Durability::Ups;
+        loop {
+            let disk = &self.server.disk;
+            if disk.durable < disk.log.end() && (memory || self.writes_at_once) {
+                self.log_written();
+            }
+            let mut out = Vec::new();
+            self.apply();
+            self.trim();
+            self.stream();
+            self.server.replica.finish(&mut out);
+            let shown = self.server.replica.is_serving() || !self.is_admitted();
+            if shown {
+                self.server.replica.tell_presence(NOW, &mut out);
+            }
+            self.carry_out(out);
+            if !self.writes_at_once {
+                break;
+            }
+            let disk = &self.server.disk;
+            if !disk.writes.is_empty() {
+                return self.happen(Event::ViewWritten);
+            } else if disk.adopting.is_some() {
+                return self.happen(Event::Tagged);
+            }
+            break;
+        }
+        let renumbered = self.server.replica.normalise(NOW);
+        for (sequence, _) in &mut self.server.disk.writes {
+            *sequence = sequence.saturating_sub(renumbered);
+        }
+    }
+
+    fn is_admitted(&self) -> bool {
+        let replica = &self.server.replica;
+        replica.configuration().disks[self.me.index()] == replica.durable().incarnation.disk
+    }
+
+    /// What is applied matters to checkpoints only.
+    fn apply(&mut self) {
+        let Server { replica, disk } = &mut self.server;
+        if self.bounds.checkpoints > 0 && disk.image.is_some() && disk.whole {
+            let end = disk.staged.as_ref().unwrap_or(&disk.log).end();
+            replica.on_applied(replica.may_apply().min(Op(end)));
+        }
+    }
+
+    fn trim(&mut self) {
+        let Server { replica, disk } = &mut self.server;
+        let begin = replica.glb().0 + 1;
+        let staged = disk.staged.is_some();
+        let log = disk.growing();
+        log.trim(begin);
+        let begin = Op(log.begin);
+        if staged {
+            replica.on_staged_trimmed(begin);
+        } else {
+            replica.on_trimmed(begin);
+        }
+    }
+
+    /// The primary tells each member what is news, or that it is there.
+    fn stream(&mut self) {
+        if !self.server.replica.is_primary() {
+            return;
+        }
+        for member in self.bounds.shape().servers() {
+            while let Some(first) = self.server.replica.prepare_due(NOW, member) {
+                let log = &self.server.disk.log;
+                let records = log.range(first.0, log.end());
+                let last = Op(first.0 + records.len() as u64 - 1);
+                let message = self.server.replica.prepare(NOW, member, first, last);
+                self.post(member, message, records);
+            }
+        }
+    }
+}
+
+/// The same mail when leases have run out: what was sent then was sent long ago.
+pub fn aged(mail: &Mail) -> Mail {
+    let mut mail = mail.clone();
+    match &mut mail.envelope.message {
+        Message::Prepare(prepare) => prepare.sent = Nanos(0),
+        Message::PrepareOk(ok) => ok.echo = Nanos(0),
+        _ => {}
+    }
+    mail
+}

@@ -1,0 +1,392 @@
+//! The group as a model for stateright: servers, the mail between them, what was committed.
+//! Owns: a state and its steps.
+//! Never: takes mail away that could still do something. What was sent arrives never, once or often, whenever.
+//! Invariant: mail is sorted by number, and so is what a step does the same whatever order things came in.
+//! Source: docs/notes/model.md.
+
+use std::sync::{Mutex, MutexGuard};
+
+use harp_vr::{ServerId, ServerSet, View};
+use stateright::{Model, Property};
+
+use crate::bounds::Bounds;
+use crate::disk::Record;
+use crate::properties::{self, Broken};
+use crate::restart::{self, Crash};
+use crate::server::Event;
+use crate::tables::{Facts, NOTHING, Outcome, Tables};
+
+/// Servers of the largest group that is explored.
+const SERVERS: usize = 5;
+
+/// What of the bounds is used up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Used {
+    pub ops: u8,
+    pub views: u8,
+    pub crashes: u8,
+    pub media_losses: u8,
+    pub checkpoints: u8,
+}
+
+/// A state of the group: numbers in the group's tables.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct State {
+    /// Its servers.
+    pub servers: [u32; SERVERS],
+    /// All mail that can still do something, in ascending order.
+    pub mail: Box<[u32]>,
+    /// What was committed.
+    pub history: u32,
+    /// What happened so far.
+    pub used: Used,
+    /// What broke on the way here.
+    pub broken: Option<Broken>,
+}
+
+/// One step of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Mail arrives. It may again.
+    Deliver(u32),
+    /// Something happens to a server.
+    Happen(ServerId, Event),
+    /// All leases run out.
+    LeasesEnd,
+}
+
+/// A group with all that was worked out about it.
+pub struct Group {
+    bounds: Bounds,
+    tables: Mutex<Tables>,
+    initial: State,
+}
+
+impl Group {
+    /// A group that serves in its first view, with nothing in its log.
+    pub fn new(bounds: Bounds) -> Group {
+        let mut tables = Tables::new(bounds);
+        let mut servers = [u32::MAX; SERVERS];
+        for me in bounds.shape().servers() {
+            let disk = restart::formatted(&bounds, me, true, 0);
+            servers[me.index()] = tables.server_number(restart::start(disk, true, &bounds, me));
+        }
+        let (mail, used) = (Box::default(), Used::default());
+        let initial = State { servers, mail, history: 0, used, broken: None };
+        let first_view = Bounds { views: 1, ..bounds };
+        let mut group = Group { bounds: first_view, tables: Mutex::new(tables), initial };
+        group.initial = group.serving_in_first_view();
+        group.bounds = bounds;
+        group
+    }
+
+    /// What is explored.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().expect("turns panic under a guard of their own")
+    }
+
+    /// Looks at all servers and at what was committed.
+    pub(crate) fn look<T>(
+        &self,
+        state: &State,
+        see: impl FnOnce(&[&Facts], &[(Record, View)]) -> T,
+    ) -> T {
+        let tables = self.tables();
+        let count = 2 * self.bounds.n as usize + 1;
+        let mut facts = [&tables.facts[0]; SERVERS];
+        for (fact, server) in facts.iter_mut().zip(&state.servers[..count]) {
+            *fact = &tables.facts[*server as usize];
+        }
+        see(&facts[..count], &tables.histories[state.history as usize])
+    }
+
+    /// Lets everything arrive and every write end until nothing more comes of it, after `a` coordinated.
+    fn serving_in_first_view(&self) -> State {
+        let first = Event::Wait { long: true, silent: ServerSet::EMPTY, promised: View::NONE };
+        let begin = self.step(&self.initial, Step::Happen(ServerId(0), first));
+        let mut state = begin.expect("a copy that waited coordinates");
+        'settle: loop {
+            let mut steps = Vec::new();
+            self.steps(&state, &mut steps);
+            for step in steps {
+                let settles = match step {
+                    Step::Deliver(_) => true,
+                    Step::Happen(_, Event::Wait { long, .. }) => !long,
+                    Step::Happen(_, event) => {
+                        matches!(event, Event::ViewWritten | Event::LogWritten | Event::Tagged)
+                    }
+                    Step::LeasesEnd => false,
+                };
+                if settles && let Some(next) = self.step(&state, step) {
+                    state = next;
+                    continue 'settle;
+                }
+            }
+            break;
+        }
+        let state = self.step(&state, Step::LeasesEnd).unwrap_or(state);
+        assert!(self.look(&state, |facts, _| facts[0].serving), "the group serves");
+        State { used: Used::default(), ..state }
+    }
+
+    fn servers(&self) -> impl Iterator<Item = ServerId> + use<> {
+        self.bounds.shape().servers()
+    }
+
+    /// Every step that may do something.
+    fn steps(&self, state: &State, steps: &mut Vec<Step>) {
+        let mut tables = self.tables();
+        let at_once = self.writes_at_once(state);
+        for mail in &state.mail {
+            let to = tables.addresses[*mail as usize].to;
+            if tables.delivery(to, state.servers[to.index()], *mail, at_once) != NOTHING {
+                steps.push(Step::Deliver(*mail));
+            }
+        }
+        let promised = self.servers().map(|s| tables.facts[state.servers[s.index()] as usize].promised);
+        let promised = promised.max().expect("a group has servers");
+        for me in self.servers() {
+            let server = state.servers[me.index()];
+            let mut events = Vec::new();
+            self.events(&tables, state, me, promised, &mut events);
+            for event in events {
+                if tables.event(me, server, event, at_once) != NOTHING {
+                    steps.push(Step::Happen(me, event));
+                }
+            }
+        }
+        if self.bounds.leases_end {
+            steps.push(Step::LeasesEnd);
+        }
+    }
+
+    fn events(
+        &self,
+        tables: &Tables,
+        state: &State,
+        me: ServerId,
+        highest: View,
+        events: &mut Vec<Event>,
+    ) {
+        let (bounds, used) = (&self.bounds, &state.used);
+        let number = state.servers[me.index()];
+        let facts = &tables.facts[number as usize];
+        let none = ServerSet::EMPTY;
+        events.push(Event::Wait { long: false, silent: none, promised: View::NONE });
+        let others: ServerSet = self.servers().filter(|s| *s != me).collect();
+        let mut silences = vec![none];
+        for other in others.iter() {
+            silences.push(ServerSet::from_iter([other]));
+            if others.len() > 2 {
+                silences.push(others.iter().filter(|s| *s != other).collect());
+            }
+        }
+        for silent in silences {
+            events.push(Event::Wait { long: true, silent, promised: View::NONE });
+            if highest > facts.promised {
+                events.push(Event::Wait { long: true, silent, promised: highest });
+            }
+        }
+        events.extend(facts.writes.then_some(Event::ViewWritten));
+        events.extend(facts.unwritten.then_some(Event::LogWritten));
+        events.extend(facts.adopting.then_some(Event::Tagged));
+        if facts.serving && used.ops < bounds.ops {
+            events.push(Event::Append(used.ops + 1));
+        }
+        if facts.may_checkpoint && used.checkpoints < bounds.checkpoints {
+            events.push(Event::Checkpoint);
+        }
+        if used.crashes < bounds.crashes {
+            let crashes = restart::crashes(&tables.server(number).disk, bounds);
+            events.extend(crashes.into_iter().map(Event::Crash));
+        }
+        if used.media_losses < bounds.media_losses {
+            events.push(Event::Crash(Crash::MediaLoss));
+        }
+    }
+
+    /// When nobody can crash any more nothing can come between a write and its end but what may come after it.
+    fn writes_at_once(&self, state: &State) -> bool {
+        state.used.crashes == self.bounds.crashes
+    }
+
+    fn step(&self, state: &State, step: Step) -> Option<State> {
+        let mut tables = self.tables();
+        let mut next = state.clone();
+        let at_once = self.writes_at_once(state);
+        match step {
+            Step::Deliver(mail) => {
+                let to = tables.addresses[mail as usize].to;
+                let outcome = tables.delivery(to, state.servers[to.index()], mail, at_once);
+                self.come_of(&mut tables, &mut next, to, outcome);
+            }
+            Step::Happen(me, event) => {
+                let outcome = tables.event(me, state.servers[me.index()], event, at_once);
+                self.count(&tables, &mut next, me, event, outcome)?;
+                self.come_of(&mut tables, &mut next, me, outcome);
+            }
+            Step::LeasesEnd => {
+                let mut aged: Vec<u32> = state.mail.iter().map(|mail| tables.aged(*mail)).collect();
+                aged.sort_unstable();
+                aged.dedup();
+                next.mail = aged.into();
+                for me in self.servers() {
+                    let server = state.servers[me.index()];
+                    let outcome = tables.event(me, server, Event::LeasesEnd, at_once);
+                    self.come_of(&mut tables, &mut next, me, outcome);
+                }
+            }
+        }
+        (next != *state).then_some(next)
+    }
+
+    /// Counts what happens against the bounds; `None` beyond them.
+    fn count(
+        &self,
+        tables: &Tables,
+        next: &mut State,
+        me: ServerId,
+        event: Event,
+        outcome: u32,
+    ) -> Option<()> {
+        let (used, bounds) = (&mut next.used, &self.bounds);
+        match event {
+            Event::Append(number) => used.ops = number,
+            Event::Checkpoint => used.checkpoints += 1,
+            Event::Crash(Crash::MediaLoss) => used.media_losses += 1,
+            Event::Crash(_) => used.crashes += 1,
+            Event::Wait { long: true, .. } if outcome != NOTHING => {
+                let after = tables.outcomes[outcome as usize].server;
+                let before = &tables.facts[next.servers[me.index()] as usize];
+                let after = &tables.facts[after as usize];
+                let started = after.coordinates.is_some() && after.promised > before.promised;
+                used.views += u8::from(started);
+            }
+            _ => {}
+        }
+        (used.views <= bounds.views).then_some(())
+    }
+
+    /// Puts what came of a turn of `me` into `next`.
+    fn come_of(&self, tables: &mut Tables, next: &mut State, me: ServerId, outcome: u32) {
+        if outcome == NOTHING {
+            return;
+        }
+        let Outcome { server, sent, broken } = &tables.outcomes[outcome as usize];
+        let (server, sent, broken) = (*server, sent.clone(), *broken);
+        let before = std::mem::replace(&mut next.servers[me.index()], server);
+        next.broken = next.broken.or(broken);
+        let at_once = self.writes_at_once(next);
+        let mut mail = Vec::with_capacity(next.mail.len() + sent.len());
+        for number in merged(&next.mail, &sent) {
+            let to = tables.addresses[number as usize].to;
+            let fresh = to == me && before != server || sent.binary_search(&number).is_ok();
+            let dead = fresh && tables.is_dead(next.servers[to.index()], number, at_once);
+            if !dead {
+                mail.push(number);
+            }
+        }
+        next.mail = mail.into();
+        self.commit(tables, next, me);
+    }
+
+    /// What the primary `me` committed becomes history.
+    fn commit(&self, tables: &mut Tables, next: &mut State, me: ServerId) {
+        let facts = &tables.facts[next.servers[me.index()] as usize];
+        let known = tables.histories[next.history as usize].len();
+        if !facts.serving || facts.committed.len() <= known {
+            return;
+        }
+        let view = facts.formed;
+        let mut history = tables.histories[next.history as usize].clone();
+        for (op, record) in (1..).zip(&facts.committed).skip(known) {
+            let record = record.expect("a primary holds what it commits");
+            let all = self.servers().map(|s| {
+                (s.index(), &tables.facts[next.servers[s.index()] as usize])
+            });
+            if !properties::held_by_all(facts.members, all, op, record) {
+                next.broken = next.broken.or(Some(Broken::NotHeldByAll));
+            }
+            history.push((record, view));
+        }
+        next.history = tables.history(history);
+    }
+
+    /// What happens in a step, in words.
+    pub fn words(&self, step: Step) -> String {
+        match step {
+            Step::Deliver(mail) => {
+                let tables = self.tables();
+                let mail = tables.mail(mail);
+                let records = match mail.records.len() {
+                    0 => String::new(),
+                    _ => format!(" with {:?}", mail.records),
+                };
+                let (from, to) = (mail.envelope.from, mail.to);
+                format!("{from} -> {to}: {:?}{records}", mail.envelope.message)
+            }
+            Step::Happen(me, event) => format!("{me}: {event:?}"),
+            Step::LeasesEnd => "all leases end".into(),
+        }
+    }
+
+    /// Where every server stands, in words.
+    pub fn stand(&self, state: &State) -> String {
+        self.look(state, |facts, history| {
+            let mut lines = format!("  committed {history:?}");
+            for (me, f) in self.servers().zip(facts) {
+                lines += &format!(
+                    "\n  {me}: promised {} formed {} {:?} log {:?} cp {} {}{}{}",
+                    f.promised,
+                    f.formed,
+                    f.members,
+                    f.votable.as_ref().map(|(view, log)| (view, log.begin, &log.records)),
+                    f.committed.len(),
+                    if f.primary_of.is_some() { "primary " } else { "" },
+                    if f.serving { "serving " } else { "" },
+                    if f.may_answer { "leased" } else { "" },
+                );
+            }
+            lines
+        })
+    }
+}
+
+/// Two ascending lists as one, without doubles.
+fn merged(a: &[u32], b: &[u32]) -> Vec<u32> {
+    let mut all: Vec<u32> = a.iter().chain(b).copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+impl Model for Group {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.initial.clone()]
+    }
+
+    fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+        if state.broken.is_none() {
+            self.steps(state, steps);
+        }
+    }
+
+    fn next_state(&self, state: &State, step: Step) -> Option<State> {
+        self.step(state, step)
+    }
+
+    fn properties(&self) -> Vec<Property<Group>> {
+        properties::all()
+    }
+
+    fn format_action(&self, step: &Step) -> String {
+        self.words(*step)
+    }
+}

@@ -1,0 +1,134 @@
+//! A replica as an explorer of all its behaviours drives it: time passes where the explorer says so.
+//! Owns: which times only delay something, and which decide what is safe (leases, rule 7).
+//! Never: used by a server; changes anything that a message, a disk or a client could have told.
+//! Invariant: replicas that do the same from here on, whatever comes, are made equal where that is cheap.
+//! Source: docs/notes/model.md.
+
+use crate::action::Action;
+use crate::coordinator::Attempt;
+use crate::replica::{Peer, Replica, Stage};
+use crate::types::{Nanos, Op, SERVERS_MAX, ServerSet, View};
+
+/// For how long a server has waited, for everything that it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Waited {
+    /// Not at all.
+    Nothing,
+    /// Longer than it is patient or waits for a heartbeat, shorter than its failure timeout.
+    Soon,
+    /// Longer than any timeout.
+    Long,
+}
+
+impl Replica {
+    /// Makes all that this server waits for, or has waited for, as old as `waited` says. It heard the servers in
+    /// `silent` that long ago and the others just now. Leases stay as they are.
+    pub fn set_waits(&mut self, now: Nanos, waited: Waited, silent: ServerSet) {
+        let timeout = self.settings.failure_timeout;
+        let ago = match waited {
+            Waited::Nothing => 0,
+            Waited::Soon => timeout / 2,
+            Waited::Long => 1_000 * timeout,
+        };
+        assert!(ago > 2 * self.settings.heartbeat || ago == 0, "a heartbeat is short");
+        let at = Nanos(now.0 - ago);
+        // Only a server that waited long starts a view change.
+        self.retry_at = if waited == Waited::Soon { now.plus(1) } else { Nanos(0) };
+        for server in self.settings.shape.servers() {
+            let peer = &mut self.peers[server.index()];
+            peer.heard = if silent.contains(server) { at } else { now };
+            (peer.acked, peer.progressed, peer.prepared) = (at, at, Nanos(0));
+        }
+        match &mut self.stage {
+            Stage::Outside { since } | Stage::Promised { since, .. } => *since = at,
+            Stage::Installing { since, asked, .. } => (*since, *asked) = (at, at),
+            Stage::Member { since, heard, .. } => (*since, *heard) = (at, at),
+            Stage::Primary(state) => state.since = at,
+        }
+        if let Some(attempt) = &mut self.attempt {
+            (attempt.since, attempt.sent) = (at, at);
+        }
+        if let Some(running) = &mut self.running {
+            running.heard = at;
+        }
+        if let Some(loading) = &mut self.loading {
+            loading.asked = at;
+        }
+        self.catch_up_at = Nanos(0);
+        self.presence_at = now;
+    }
+
+    /// Every lease and every promise of one runs out.
+    pub fn end_leases(&mut self) {
+        self.promise_until = Nanos(0);
+        self.ack_echo = Nanos(0);
+        if let Stage::Primary(state) = &mut self.stage {
+            state.quiet_until = Nanos(0);
+        }
+        self.peers.iter_mut().for_each(|peer| peer.echo = Nanos(0));
+        if let Some(attempt) = &mut self.attempt {
+            attempt.promises.iter_mut().flatten().for_each(|p| p.received = Nanos(0));
+            if let Some((_, decided)) = &mut attempt.install {
+                *decided = Nanos(0);
+            }
+        }
+    }
+
+    /// Takes out what makes no difference: how long things took, how often they were tried, what was heard of
+    /// others in a role that this server has no more. Returns by how much view-file writes are renumbered.
+    pub fn normalise(&mut self, now: Nanos) -> u64 {
+        self.normalise_leases(now);
+        (self.retries, self.stalled, self.refusing) = (0, 0, None);
+        self.excluded_until = [Nanos(0); SERVERS_MAX];
+        let (primary, serving) = (self.is_primary(), self.serving);
+        for (peer, admitted) in self.peers.iter_mut().zip(self.configuration.disks) {
+            let unknown = peer.incarnation.disk != 0 && peer.incarnation.disk != admitted;
+            peer.presence = peer.presence.filter(|_| serving && unknown);
+            peer.told_cp = Op::ZERO;
+            if !primary {
+                let Peer { incarnation, heard, lb, stands, let_go, .. } = *peer;
+                let forgotten = Peer { incarnation, heard, lb, stands, let_go, ..Peer::default() };
+                *peer = forgotten;
+            }
+        }
+        self.ack_due &= matches!(self.stage, Stage::Member { .. });
+        let promised = self.durable.promised;
+        self.attempt = self.attempt.take().filter(|a| a.view >= promised);
+        if let Some(Attempt { promises, install: Some(_), .. }) = &mut self.attempt {
+            *promises = [None; SERVERS_MAX]; // they were judged
+        }
+        self.set_waits(now, Waited::Nothing, ServerSet::EMPTY);
+        let renumbered = self.persist_done;
+        (self.persist_done, self.persist_issued) = (0, self.persist_issued - renumbered);
+        renumbered
+    }
+
+    /// A lease lives or not; for how long makes no difference between two of [`Replica::end_leases`].
+    fn normalise_leases(&mut self, now: Nanos) {
+        let full = now.plus(self.settings.lease);
+        let until = |at: Nanos| if at > now { full } else { Nanos(0) };
+        let sent = |at: Nanos| if at == now { now } else { Nanos(0) };
+        self.promise_until = until(self.promise_until);
+        self.ack_echo = sent(self.ack_echo);
+        if let Stage::Primary(state) = &mut self.stage {
+            state.quiet_until = until(state.quiet_until);
+        }
+        self.peers.iter_mut().for_each(|peer| peer.echo = sent(peer.echo));
+    }
+
+    /// What this server says of itself, at once.
+    pub fn tell_presence(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        self.presence_at = Nanos(0);
+        self.send_presence(now, out);
+    }
+
+    /// The view that this server tries to form.
+    pub fn coordinates(&self) -> Option<View> {
+        self.attempt.as_ref().map(|attempt| attempt.view)
+    }
+
+    /// Whether a view-file write is under way that messages wait for.
+    pub fn awaits_view_file(&self) -> bool {
+        self.persist_done < self.persist_issued
+    }
+}
