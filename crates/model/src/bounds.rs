@@ -22,6 +22,35 @@ pub enum Durability {
     Ups,
 }
 
+/// What time does to leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leases {
+    /// All run out together, whenever and as often as it may be.
+    End,
+    /// Nobody waits for one, and no primary loses its own: whatever leases delay may happen at any time. Reads
+    /// are not judged then.
+    Ignored,
+}
+
+/// When a write is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// In the turn that asks for it; a crash may come before any of them.
+    AtOnce,
+    /// Whenever, and anything may come between.
+    Apart,
+}
+
+/// When an answer comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// In the step that asks, or never: promises to their coordinator, records to whoever wants them. A presence
+    /// is heard as its sender is then.
+    AtOnce,
+    /// By mail, like everything else.
+    Late,
+}
+
 /// What is explored.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -39,8 +68,12 @@ pub struct Bounds {
     pub media_losses: u8,
     /// Checkpoints that copies make.
     pub checkpoints: u8,
-    /// Whether leases run out while anything happens (else all live for ever).
-    pub leases_end: bool,
+    /// What time does to leases.
+    pub leases: Leases,
+    /// When writes are done.
+    pub writes: Writes,
+    /// When answers come.
+    pub answers: Answers,
     /// Whether servers outside of the running view catch up.
     pub catch_up: bool,
     /// A rule broken on purpose.
@@ -58,7 +91,9 @@ impl Bounds {
             crashes: 0,
             media_losses: 0,
             checkpoints: 0,
-            leases_end: true,
+            leases: Leases::End,
+            writes: Writes::AtOnce,
+            answers: Answers::AtOnce,
             catch_up: true,
             planted: None,
         }

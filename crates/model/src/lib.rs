@@ -13,7 +13,7 @@ mod server;
 mod tables;
 mod world;
 
-pub use bounds::{Bounds, Durability};
+pub use bounds::{Answers, Bounds, Durability, Leases, Writes};
 pub use properties::Broken;
 pub use report::{Limits, Outcome, Search, explore};
 pub use world::{Group, State, Step};

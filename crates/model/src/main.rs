@@ -5,13 +5,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use harp_model::{Bounds, Durability, Limits, Outcome, Search, explore};
+use harp_model::{Answers, Bounds, Durability, Leases, Limits, Outcome, Search, Writes, explore};
 use harp_vr::Planted;
 use lexopt::prelude::*;
 
 const USAGE: &str = "\
 usage: harp-model [--n 1|2] [--ops N] [--views N] [--crashes N] [--media-losses N] [--checkpoints N]
-                  [--durability disk|ups] [--leases-live] [--no-catch-up] [--planted NAME]
+                  [--durability disk|ups] [--ignore-leases] [--writes-apart] [--answers-late] [--no-catch-up] [--planted NAME]
                   [--breadth | --walks STEPS [--seed S]] [--threads N] [--seconds N] [--transitions N]
 
 Explores every behaviour of a group within these bounds and prints how many states that were. `--walks` goes at
@@ -45,7 +45,9 @@ fn orders() -> Result<Option<Orders>, lexopt::Error> {
                 "ups" => Ok(Durability::Ups),
                 _ => Err("durability is disk or ups"),
             })?,
-            Long("leases-live") => bounds.leases_end = false,
+            Long("ignore-leases") => bounds.leases = Leases::Ignored,
+            Long("writes-apart") => bounds.writes = Writes::Apart,
+            Long("answers-late") => bounds.answers = Answers::Late,
             Long("no-catch-up") => bounds.catch_up = false,
             Long("planted") => {
                 let named = |name: &str| Planted::named(name).ok_or("no such planted bug");

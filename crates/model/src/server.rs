@@ -9,7 +9,7 @@ use harp_vr::{
     Action, Envelope, Message, Nanos, Op, Past, Presence, Records, Replica, ServerId, ServerSet, View, Waited,
 };
 
-use crate::bounds::{Bounds, Durability, NOW};
+use crate::bounds::{Answers, Bounds, Durability, Leases, NOW};
 use crate::disk::{Adopting, Disk, Log, Record, Tag};
 use crate::restart::{self, Crash};
 
@@ -61,11 +61,24 @@ pub struct Server {
     pub disk: Disk,
 }
 
+/// Which of the writes that a turn asks for are done in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Done {
+    /// None: they are done later.
+    None,
+    /// All.
+    All,
+    /// So many; before the next one the server dies, and starts again.
+    Cut(u8),
+}
+
 /// A server while something happens to it.
 pub struct Turn<'a> {
     pub bounds: &'a Bounds,
-    /// Writes end at once: nothing can come between.
-    pub writes_at_once: bool,
+    /// Which writes are done.
+    pub done: Done,
+    /// Whether the server died in this turn.
+    pub cut: bool,
     pub me: ServerId,
     pub server: Server,
     pub sent: Vec<Mail>,
@@ -298,34 +311,38 @@ impl Turn<'_> {
         self.sent.push(Mail { to, envelope, records });
     }
 
-    /// Ends a turn: what is due is said, what is over is forgotten.
+    /// Ends a turn: what is due is said, writes are done, what is over is forgotten.
     fn wind_up(&mut self) {
-        let memory = self.bounds.durability == Durability::Ups;
-        loop {
-            let disk = &self.server.disk;
-            if disk.durable < disk.log.end() && (memory || self.writes_at_once) {
-                self.log_written();
+        if self.bounds.durability == Durability::Ups {
+            self.log_written();
+        }
+        self.pass_time();
+        if let (Done::All, Some(write)) = (self.done, self.next_write()) {
+            return self.happen(write);
+        }
+        self.apply();
+        self.trim();
+        self.stream();
+        let mut out = Vec::new();
+        self.server.replica.finish(&mut out);
+        if self.bounds.answers == Answers::Late && self.shows_itself() {
+            self.server.replica.tell_presence(NOW, &mut out);
+        }
+        self.carry_out(out);
+        if let Some(write) = self.next_write() {
+            match self.done {
+                Done::None | Done::All => {}
+                Done::Cut(0) => {
+                    let kept = self.server.disk.durable;
+                    let crash = Crash::Soft { kept, written: 0, tagged: false };
+                    (self.done, self.cut) = (Done::All, true);
+                    return self.happen(Event::Crash(crash));
+                }
+                Done::Cut(writes) => {
+                    self.done = Done::Cut(writes - 1);
+                    return self.happen(write);
+                }
             }
-            let mut out = Vec::new();
-            self.apply();
-            self.trim();
-            self.stream();
-            self.server.replica.finish(&mut out);
-            let shown = self.server.replica.is_serving() || !self.is_admitted();
-            if shown {
-                self.server.replica.tell_presence(NOW, &mut out);
-            }
-            self.carry_out(out);
-            if !self.writes_at_once {
-                break;
-            }
-            let disk = &self.server.disk;
-            if !disk.writes.is_empty() {
-                return self.happen(Event::ViewWritten);
-            } else if disk.adopting.is_some() {
-                return self.happen(Event::Tagged);
-            }
-            break;
         }
         let renumbered = self.server.replica.normalise(NOW);
         for (sequence, _) in &mut self.server.disk.writes {
@@ -333,9 +350,49 @@ impl Turn<'_> {
         }
     }
 
-    fn is_admitted(&self) -> bool {
+    /// The write that is done next.
+    fn next_write(&self) -> Option<Event> {
+        let disk = &self.server.disk;
+        if disk.durable < disk.log.end() {
+            return Some(Event::LogWritten);
+        }
+        let view = (!disk.writes.is_empty()).then_some(Event::ViewWritten);
+        view.or(disk.adopting.is_some().then_some(Event::Tagged))
+    }
+
+    /// Heartbeats pass. Only a coordinator has a choice then: to wait for more promises or not.
+    fn pass_time(&mut self) {
+        let replica = &mut self.server.replica;
+        if self.bounds.leases == Leases::Ignored {
+            replica.end_lease_promises();
+        }
+        if self.bounds.checkpoints > 0 {
+            replica.owe_heartbeats(); // they tell how images stand
+        }
+        if replica.judges().is_none() {
+            let mut out = Vec::new();
+            replica.set_waits(NOW, Waited::Soon, ServerSet::EMPTY);
+            replica.tick(NOW, &mut out);
+            self.carry_out(out);
+        }
+    }
+
+    /// Whether its presence tells others anything that they do not learn elsewhere: that a view runs, or that
+    /// there is a new disk.
+    fn shows_itself(&self) -> bool {
         let replica = &self.server.replica;
-        replica.configuration().disks[self.me.index()] == replica.durable().incarnation.disk
+        let admitted = replica.configuration().disks[self.me.index()];
+        replica.is_serving() || admitted != replica.durable().incarnation.disk
+    }
+
+    /// What it says of itself at any time.
+    pub fn presence(mut self) -> Vec<Mail> {
+        if self.shows_itself() {
+            let mut out = Vec::new();
+            self.server.replica.tell_presence(NOW, &mut out);
+            self.carry_out(out);
+        }
+        self.sent
     }
 
     /// What is applied matters to checkpoints only.
@@ -378,13 +435,15 @@ impl Turn<'_> {
     }
 }
 
-/// The same mail when leases have run out: what was sent then was sent long ago.
-pub fn aged(mail: &Mail) -> Mail {
+/// The same mail when leases have run out: what was sent then was sent long ago. A heartbeat is of no use then: what
+/// else it tells it might have told before, and a promise made to it would only make others wait.
+pub fn aged(mail: &Mail) -> Option<Mail> {
     let mut mail = mail.clone();
     match &mut mail.envelope.message {
+        Message::Prepare(prepare) if prepare.last < prepare.first => return None,
         Message::Prepare(prepare) => prepare.sent = Nanos(0),
         Message::PrepareOk(ok) => ok.echo = Nanos(0),
         _ => {}
     }
-    mail
+    Some(mail)
 }

@@ -10,10 +10,10 @@ use std::sync::{Arc, Once};
 use harp_vr::{Incarnation, Message, ServerId, ServerSet, View};
 use rustc_hash::FxHashMap;
 
-use crate::bounds::{Bounds, NOW};
+use crate::bounds::{Answers, Bounds, NOW};
 use crate::disk::{Log, Record};
 use crate::properties::Broken;
-use crate::server::{Event, Mail, Server, Turn, aged};
+use crate::server::{Done, Event, Mail, Server, Turn, aged};
 
 /// The outcome of a turn in which nothing happens.
 pub const NOTHING: u32 = 0;
@@ -26,6 +26,8 @@ pub struct Facts {
     pub members: ServerSet,
     pub incarnation: Incarnation,
     pub coordinates: Option<View>,
+    /// The view that it gathers promises for.
+    pub judges: Option<View>,
     /// The view that it is primary of.
     pub primary_of: Option<View>,
     pub serving: bool,
@@ -37,6 +39,12 @@ pub struct Facts {
     pub votable: Option<(View, Log)>,
     /// What it holds durably: the records of its image, and of its log.
     pub durable: (Vec<Record>, Log),
+    /// Its presence, to each other server that can learn from it.
+    pub presence: Box<[u32]>,
+    /// It is outside of a view that it knows to run, or lacks records of the view that it installs.
+    pub lacks: bool,
+    /// End of its log.
+    pub end: u64,
     pub lost: bool,
     pub writes: bool,
     pub unwritten: bool,
@@ -44,7 +52,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn of(server: &Server) -> Facts {
+    fn of(server: &Server, presence: Box<[u32]>) -> Facts {
         let Server { replica, disk } = server;
         let growing = disk.staged.as_ref().unwrap_or(&disk.log);
         let mut durable = disk.log.clone();
@@ -56,6 +64,7 @@ impl Facts {
             members: replica.members(),
             incarnation: replica.durable().incarnation,
             coordinates: replica.coordinates(),
+            judges: replica.judges(),
             primary_of: replica.is_primary().then(|| replica.formed()),
             serving: replica.is_serving(),
             may_answer: replica.may_answer(NOW),
@@ -67,6 +76,9 @@ impl Facts {
             committed: (1..=replica.cp().0).map(|op| disk.record(op, growing)).collect(),
             votable: tag.map(|tag| (tag.view, durable.clone())),
             durable: (disk.image.clone().unwrap_or_default(), durable),
+            presence,
+            lacks: replica.lacks(),
+            end: disk.log.end(),
             lost: disk.lost,
             writes: !disk.writes.is_empty(),
             unwritten: disk.durable < disk.log.end(),
@@ -87,39 +99,90 @@ pub struct Address {
     pub to: ServerId,
     /// The life of the receiver that it is for; `None` if for any.
     life: Option<Incarnation>,
-    /// A receiver that promised a higher view has no more use for it.
-    promise: View,
-    /// Nor has one that formed a higher view.
-    formed: View,
+    view: View,
+    /// It brings records up to here.
+    last: u64,
+    kind: Kind,
+    pub answer: Answer,
+}
+
+/// What a message is to an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// No part of one.
+    None,
+    /// A promise, or a question for records of an adopted log.
+    Prompt,
+    /// The records that a view begins with.
+    Grant,
+    /// A question of a server outside of the running view, or what answers it.
+    CatchUp,
+}
+
+/// When a message that does nothing now will never do anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Once a higher view is promised.
+    Promised,
+    /// Once its view or a higher one is promised.
+    Joined,
+    /// Once its view or a higher one is formed, or a higher one promised.
+    Formed,
+    /// Once a higher view is formed.
+    Running,
+    /// Once its view is not the one that promises are gathered for.
+    Judged,
+    /// Once its view serves, or a higher one is promised.
+    Serving,
+    /// Only in another life.
+    Always,
 }
 
 impl Address {
     fn of(mail: &Mail) -> Address {
-        let highest = View(u64::MAX);
-        let (any_life, promise, formed) = match mail.envelope.message {
-            Message::Presence(presence) => (true, highest, presence.formed),
-            Message::Invite { view } => (true, view, highest),
-            Message::Decline { view, .. } => (true, view, highest),
-            Message::Promise { view, .. }
-            | Message::Want { view, .. }
-            | Message::Grant { view, .. }
-            | Message::Installed { view, .. }
-            | Message::CatchUp { view, .. } => (false, view, highest),
-            Message::Install(install) => (false, install.view, highest),
-            Message::Prepare(prepare) => (false, prepare.view, highest),
-            Message::PrepareOk(ok) => (false, ok.view, highest),
-            Message::Past(past) => (false, highest, past.view),
-            Message::ImageWant { .. } | Message::ImagePart { .. } => (false, highest, highest),
+        let (any_life, view, kind) = match mail.envelope.message {
+            Message::Presence(presence) => (true, presence.formed, Kind::Running),
+            Message::Invite { view } => (true, view, Kind::Joined),
+            Message::Decline { view, .. } => (true, view, Kind::Promised),
+            Message::Promise { view, .. } => (false, view, Kind::Judged),
+            Message::Install(install) => (false, install.view, Kind::Joined),
+            Message::Want { view, .. } => (false, view, Kind::Joined),
+            Message::Grant { view, .. } => (false, view, Kind::Formed),
+            Message::Installed { view, .. } => (false, view, Kind::Serving),
+            Message::Prepare(prepare) => (false, prepare.view, Kind::Formed),
+            Message::PrepareOk(ok) => (false, ok.view, Kind::Serving),
+            Message::CatchUp { view, .. } => (false, view, Kind::Promised),
+            Message::Past(past) => (false, past.view, Kind::Running),
+            Message::ImageWant { .. } | Message::ImagePart { .. } => (false, View::NONE, Kind::Always),
         };
         let life = (!any_life).then_some(mail.envelope.to_incarnation);
-        Address { to: mail.to, life, promise, formed }
+        let last = match mail.envelope.message {
+            Message::Prepare(prepare) => prepare.last.0,
+            _ => 0,
+        };
+        let answer = match mail.envelope.message {
+            Message::Promise { .. } | Message::Want { .. } => Answer::Prompt,
+            Message::Grant { .. } => Answer::Grant,
+            Message::CatchUp { .. } | Message::Past(_) => Answer::CatchUp,
+            _ => Answer::None,
+        };
+        Address { to: mail.to, life, view, last, kind, answer }
     }
 
-    /// Whether `receiver` cannot ever take it again, if it does not now.
+    /// Whether `receiver` will never take it if it does not now.
     pub fn is_past(&self, receiver: &Facts) -> bool {
+        let Facts { promised, formed, serving, judges, end, .. } = receiver;
+        let busy = receiver.writes || receiver.adopting;
         self.life.is_some_and(|life| life != receiver.incarnation)
-            || self.promise < receiver.promised
-            || self.formed < receiver.formed
+            || match self.kind {
+                Kind::Promised => self.view < *promised,
+                Kind::Joined => self.view <= *promised && !busy,
+                Kind::Formed => self.view < *promised || self.view <= *formed && self.last <= *end && !busy,
+                Kind::Running => self.view < *formed,
+                Kind::Judged => self.view < *promised || *judges != Some(self.view) && !busy,
+                Kind::Serving => self.view < *promised || self.view == *formed && *serving,
+                Kind::Always => false,
+            }
     }
 }
 
@@ -141,10 +204,11 @@ pub struct Tables {
     mails: Vec<Arc<Mail>>,
     mail_numbers: FxHashMap<Arc<Mail>, u32>,
     pub addresses: Vec<Address>,
-    aged: Vec<Option<u32>>,
+    /// What becomes of each mail when leases end, once that was asked.
+    aged: Vec<Option<Option<u32>>>,
     pub outcomes: Vec<Outcome>,
-    deliveries: FxHashMap<(u32, u32, bool), u32>,
-    events: FxHashMap<(u32, Event, bool), u32>,
+    deliveries: FxHashMap<(u32, u32, Done), u32>,
+    events: FxHashMap<(u32, Event, Done), u32>,
     /// Committed histories, each record with the view that it was committed in.
     pub histories: Vec<Vec<(Record, View)>>,
     history_numbers: FxHashMap<Vec<(Record, View)>, u32>,
@@ -192,12 +256,24 @@ impl Tables {
         if let Some(number) = self.server_numbers.get(&server) {
             return *number;
         }
+        let presence = self.presence_of(&server);
         let number = self.servers.len() as u32;
-        self.facts.push(Facts::of(&server));
+        self.facts.push(Facts::of(&server, presence));
         let server = Arc::new(server);
         self.servers.push(server.clone());
         self.server_numbers.insert(server, number);
         number
+    }
+
+    fn presence_of(&mut self, server: &Server) -> Box<[u32]> {
+        if self.bounds.answers == Answers::Late {
+            return Box::default(); // it comes by mail
+        }
+        let (bounds, server) = (self.bounds, server.clone());
+        let me = server.replica.me();
+        let sent = Vec::new();
+        let turn = Turn { bounds: &bounds, done: Done::None, cut: false, me, server, sent };
+        turn.presence().into_iter().map(|mail| self.mail_number(mail)).collect()
     }
 
     fn mail_number(&mut self, mail: Mail) -> u32 {
@@ -222,62 +298,71 @@ impl Tables {
         number
     }
 
-    /// The mail when leases ran out.
-    pub fn aged(&mut self, mail: u32) -> u32 {
+    /// The mail when leases ran out; `None` if it is of no use then.
+    pub fn aged(&mut self, mail: u32) -> Option<u32> {
         if let Some(number) = self.aged[mail as usize] {
             return number;
         }
-        let number = self.mail_number(aged(&self.mails[mail as usize]));
+        let number = aged(&self.mails[mail as usize]).map(|mail| self.mail_number(mail));
         self.aged[mail as usize] = Some(number);
         number
     }
 
     /// What comes of `mail` at `server`.
-    pub fn delivery(&mut self, me: ServerId, server: u32, mail: u32, writes_at_once: bool) -> u32 {
-        let key = (server, mail, writes_at_once);
+    pub fn delivery(&mut self, me: ServerId, server: u32, mail: u32, done: Done) -> u32 {
+        let key = (server, mail, done);
         if let Some(outcome) = self.deliveries.get(&key) {
             return *outcome;
         }
         let arrived = self.mails[mail as usize].clone();
-        let outcome = self.turn(me, server, writes_at_once, |turn| turn.receive(&arrived));
+        let outcome = self.turn(me, server, done, |turn| turn.receive(&arrived));
         self.deliveries.insert(key, outcome);
         outcome
     }
 
     /// What comes of `event` at `server`.
-    pub fn event(&mut self, me: ServerId, server: u32, event: Event, writes_at_once: bool) -> u32 {
-        let key = (server, event, writes_at_once);
+    pub fn event(&mut self, me: ServerId, server: u32, event: Event, done: Done) -> u32 {
+        let key = (server, event, done);
         if let Some(outcome) = self.events.get(&key) {
             return *outcome;
         }
-        let outcome = self.turn(me, server, writes_at_once, |turn| turn.happen(event));
+        let outcome = self.turn(me, server, done, |turn| turn.happen(event));
         self.events.insert(key, outcome);
         outcome
     }
 
-    /// Whether `mail` can do nothing any more at `server`, whatever comes.
-    pub fn is_dead(&mut self, server: u32, mail: u32, writes_at_once: bool) -> bool {
+    /// Whether `mail` can do nothing any more at `server`, whatever comes: it would change nothing there, and
+    /// what would be answered is among `all` already.
+    pub fn is_dead(&mut self, server: u32, mail: u32, done: Done, all: &[u32]) -> bool {
         let address = self.addresses[mail as usize];
-        address.is_past(&self.facts[server as usize])
-            && self.delivery(address.to, server, mail, writes_at_once) == NOTHING
+        if !address.is_past(&self.facts[server as usize]) {
+            return false;
+        }
+        let outcome = self.delivery(address.to, server, mail, done);
+        let outcome = &self.outcomes[outcome as usize];
+        let same = outcome.server == server && outcome.broken.is_none();
+        let said = || outcome.sent.iter().all(|sent| all.binary_search(sent).is_ok());
+        outcome.server == u32::MAX || same && said()
     }
 
     fn turn(
         &mut self,
         me: ServerId,
         number: u32,
-        writes_at_once: bool,
+        done: Done,
         happen: impl FnOnce(&mut Turn<'_>),
     ) -> u32 {
         let before = self.servers[number as usize].clone();
         let bounds = self.bounds;
         let attempt = quietly(|| {
             let server = Server::clone(&before);
-            let mut turn = Turn { bounds: &bounds, writes_at_once, me, server, sent: Vec::new() };
+            let sent = Vec::new();
+            let mut turn = Turn { bounds: &bounds, done, cut: false, me, server, sent };
             happen(&mut turn);
-            (turn.server, turn.sent)
+            let came_to_pass = turn.cut || !matches!(done, Done::Cut(_));
+            (turn.server, turn.sent, came_to_pass)
         });
-        let (server, sent) = match attempt {
+        let (server, sent, came_to_pass) = match attempt {
             Ok(done) => done,
             Err(words) => {
                 self.words = Some(words);
@@ -286,6 +371,9 @@ impl Tables {
                 return self.outcomes.len() as u32 - 1;
             }
         };
+        if !came_to_pass {
+            return NOTHING; // there are not so many writes
+        }
         let broken = Broken::in_turn(&before, &server, &sent);
         let mut sent: Vec<u32> = sent.into_iter().map(|mail| self.mail_number(mail)).collect();
         sent.sort_unstable();

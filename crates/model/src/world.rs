@@ -9,15 +9,17 @@ use std::sync::{Mutex, MutexGuard};
 use harp_vr::{ServerId, ServerSet, View};
 use stateright::{Model, Property};
 
-use crate::bounds::Bounds;
+use crate::bounds::{Answers, Bounds, Leases, Writes};
 use crate::disk::Record;
 use crate::properties::{self, Broken};
 use crate::restart::{self, Crash};
-use crate::server::Event;
-use crate::tables::{Facts, NOTHING, Outcome, Tables};
+use crate::server::{Done, Event};
+use crate::tables::{Address, Answer, Facts, NOTHING, Outcome, Tables};
 
 /// Servers of the largest group that is explored.
 const SERVERS: usize = 5;
+/// No turn asks for as many writes, one after the other.
+const CUTS: u8 = 8;
 
 /// What of the bounds is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -44,6 +46,12 @@ pub struct State {
     pub broken: Option<Broken>,
 }
 
+impl State {
+    fn lacks(&self, tables: &Tables, server: ServerId) -> bool {
+        tables.facts[self.servers[server.index()] as usize].lacks
+    }
+}
+
 /// One step of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -51,6 +59,12 @@ pub enum Step {
     Deliver(u32),
     /// Something happens to a server.
     Happen(ServerId, Event),
+    /// Mail arrives, and its receiver dies when so many of the writes that it asks for are done.
+    CutDelivery(u32, u8),
+    /// Something happens to a server, and it dies when so many of the writes that it asks for are done.
+    Cut(ServerId, Event, u8),
+    /// The presence of one server reaches another.
+    Hear(u32),
     /// All leases run out.
     LeasesEnd,
 }
@@ -119,7 +133,7 @@ impl Group {
                     Step::Happen(_, event) => {
                         matches!(event, Event::ViewWritten | Event::LogWritten | Event::Tagged)
                     }
-                    Step::LeasesEnd => false,
+                    _ => false,
                 };
                 if settles && let Some(next) = self.step(&state, step) {
                     state = next;
@@ -140,11 +154,32 @@ impl Group {
     /// Every step that may do something.
     fn steps(&self, state: &State, steps: &mut Vec<Step>) {
         let mut tables = self.tables();
-        let at_once = self.writes_at_once(state);
+        let done = self.writes_done(state);
+        let cuts = if self.may_be_cut(state) { CUTS } else { 0 };
         for mail in &state.mail {
             let to = tables.addresses[*mail as usize].to;
-            if tables.delivery(to, state.servers[to.index()], *mail, at_once) != NOTHING {
-                steps.push(Step::Deliver(*mail));
+            let server = state.servers[to.index()];
+            if tables.delivery(to, server, *mail, done) == NOTHING {
+                continue;
+            }
+            steps.push(Step::Deliver(*mail));
+            for writes in 0..cuts {
+                if tables.delivery(to, server, *mail, Done::Cut(writes)) == NOTHING {
+                    break;
+                }
+                steps.push(Step::CutDelivery(*mail, writes));
+            }
+        }
+        for me in self.servers() {
+            for other in self.servers() {
+                let facts = &tables.facts[state.servers[other.index()] as usize];
+                let heard = facts.presence.iter().copied();
+                let heard = heard.filter(|mail| tables.addresses[*mail as usize].to == me).next();
+                if let Some(mail) = heard
+                    && tables.delivery(me, state.servers[me.index()], mail, done) != NOTHING
+                {
+                    steps.push(Step::Hear(mail));
+                }
             }
         }
         let promised = self.servers().map(|s| tables.facts[state.servers[s.index()] as usize].promised);
@@ -154,12 +189,20 @@ impl Group {
             let mut events = Vec::new();
             self.events(&tables, state, me, promised, &mut events);
             for event in events {
-                if tables.event(me, server, event, at_once) != NOTHING {
-                    steps.push(Step::Happen(me, event));
+                if tables.event(me, server, event, done) == NOTHING {
+                    continue;
+                }
+                steps.push(Step::Happen(me, event));
+                let cuts = if matches!(event, Event::Crash(_)) { 0 } else { cuts };
+                for writes in 0..cuts {
+                    if tables.event(me, server, event, Done::Cut(writes)) == NOTHING {
+                        break;
+                    }
+                    steps.push(Step::Cut(me, event, writes));
                 }
             }
         }
-        if self.bounds.leases_end {
+        if self.bounds.leases == Leases::End {
             steps.push(Step::LeasesEnd);
         }
     }
@@ -176,7 +219,9 @@ impl Group {
         let number = state.servers[me.index()];
         let facts = &tables.facts[number as usize];
         let none = ServerSet::EMPTY;
-        events.push(Event::Wait { long: false, silent: none, promised: View::NONE });
+        if facts.judges.is_some() || facts.lacks && bounds.answers == Answers::AtOnce {
+            events.push(Event::Wait { long: false, silent: none, promised: View::NONE });
+        }
         let others: ServerSet = self.servers().filter(|s| *s != me).collect();
         let mut silences = vec![none];
         for other in others.iter() {
@@ -210,34 +255,56 @@ impl Group {
     }
 
     /// When nobody can crash any more nothing can come between a write and its end but what may come after it.
-    fn writes_at_once(&self, state: &State) -> bool {
-        state.used.crashes == self.bounds.crashes
+    fn writes_done(&self, state: &State) -> Done {
+        let no_crash = state.used.crashes == self.bounds.crashes;
+        if self.bounds.writes == Writes::AtOnce || no_crash { Done::All } else { Done::None }
+    }
+
+    fn may_be_cut(&self, state: &State) -> bool {
+        self.bounds.writes == Writes::AtOnce && state.used.crashes < self.bounds.crashes
     }
 
     fn step(&self, state: &State, step: Step) -> Option<State> {
         let mut tables = self.tables();
         let mut next = state.clone();
-        let at_once = self.writes_at_once(state);
+        let done = self.writes_done(state);
+        let server = |me: ServerId| state.servers[me.index()];
         match step {
-            Step::Deliver(mail) => {
+            Step::Deliver(mail) | Step::Hear(mail) => {
                 let to = tables.addresses[mail as usize].to;
-                let outcome = tables.delivery(to, state.servers[to.index()], mail, at_once);
-                self.come_of(&mut tables, &mut next, to, outcome);
+                let outcome = tables.delivery(to, server(to), mail, done);
+                self.come_of(&mut tables, &mut next, to, outcome, false);
+            }
+            Step::CutDelivery(mail, writes) => {
+                let to = tables.addresses[mail as usize].to;
+                let outcome = tables.delivery(to, server(to), mail, Done::Cut(writes));
+                next.used.crashes += 1;
+                self.come_of(&mut tables, &mut next, to, outcome, false);
             }
             Step::Happen(me, event) => {
-                let outcome = tables.event(me, state.servers[me.index()], event, at_once);
+                let outcome = tables.event(me, server(me), event, done);
                 self.count(&tables, &mut next, me, event, outcome)?;
-                self.come_of(&mut tables, &mut next, me, outcome);
+                let asks = matches!(event, Event::Wait { long: false, .. });
+                self.come_of(&mut tables, &mut next, me, outcome, asks);
+            }
+            Step::Cut(me, event, writes) => {
+                // Whether a view change was tried shows in the turn that was not cut.
+                let outcome = tables.event(me, server(me), event, done);
+                self.count(&tables, &mut next, me, event, outcome)?;
+                let outcome = tables.event(me, server(me), event, Done::Cut(writes));
+                next.used.crashes += 1;
+                self.come_of(&mut tables, &mut next, me, outcome, false);
             }
             Step::LeasesEnd => {
-                let mut aged: Vec<u32> = state.mail.iter().map(|mail| tables.aged(*mail)).collect();
+                let mut aged = Vec::with_capacity(state.mail.len());
+                aged.extend(state.mail.iter().filter_map(|mail| tables.aged(*mail)));
                 aged.sort_unstable();
                 aged.dedup();
                 next.mail = aged.into();
                 for me in self.servers() {
                     let server = state.servers[me.index()];
-                    let outcome = tables.event(me, server, Event::LeasesEnd, at_once);
-                    self.come_of(&mut tables, &mut next, me, outcome);
+                    let outcome = tables.event(me, server, Event::LeasesEnd, done);
+                    self.come_of(&mut tables, &mut next, me, outcome, false);
                 }
             }
         }
@@ -271,27 +338,54 @@ impl Group {
         (used.views <= bounds.views).then_some(())
     }
 
-    /// Puts what came of a turn of `me` into `next`.
-    fn come_of(&self, tables: &mut Tables, next: &mut State, me: ServerId, outcome: u32) {
+    /// Puts what came of a turn of `me` into `next`, answers that come at once included. `asks`: whether it asks
+    /// for what it lacks of a running view now.
+    fn come_of(
+        &self,
+        tables: &mut Tables,
+        next: &mut State,
+        me: ServerId,
+        outcome: u32,
+        asks: bool,
+    ) {
         if outcome == NOTHING {
             return;
         }
         let Outcome { server, sent, broken } = &tables.outcomes[outcome as usize];
         let (server, sent, broken) = (*server, sent.clone(), *broken);
+        let at_once = self.bounds.answers == Answers::AtOnce;
+        let part = |mail: &u32| match at_once {
+            true => tables.addresses[*mail as usize].answer,
+            false => Answer::None,
+        };
+        let (sent, exchanged): (Vec<u32>, Vec<u32>) =
+            sent.iter().partition(|mail| part(mail) == Answer::None);
         let before = std::mem::replace(&mut next.servers[me.index()], server);
         next.broken = next.broken.or(broken);
-        let at_once = self.writes_at_once(next);
-        let mut mail = Vec::with_capacity(next.mail.len() + sent.len());
-        for number in merged(&next.mail, &sent) {
-            let to = tables.addresses[number as usize].to;
-            let fresh = to == me && before != server || sent.binary_search(&number).is_ok();
-            let dead = fresh && tables.is_dead(next.servers[to.index()], number, at_once);
+        let done = self.writes_done(next);
+        let all = merged(&next.mail, &sent);
+        let mut mail = Vec::with_capacity(all.len());
+        for number in &all {
+            let to = tables.addresses[*number as usize].to;
+            let fresh = to == me && before != server || sent.binary_search(number).is_ok();
+            let dead = fresh && tables.is_dead(next.servers[to.index()], *number, done, &all);
             if !dead {
-                mail.push(number);
+                mail.push(*number);
             }
         }
         next.mail = mail.into();
         self.commit(tables, next, me);
+        for mail in exchanged {
+            let Address { to, answer, .. } = tables.addresses[mail as usize];
+            if answer != Answer::CatchUp || asks {
+                let done = self.writes_done(next);
+                let outcome = tables.delivery(to, next.servers[to.index()], mail, done);
+                // Whoever learned something asks for more.
+                let learned = tables.outcomes[outcome as usize].server != next.servers[to.index()];
+                let asks = asks && (learned || to != me && !next.lacks(tables, to));
+                self.come_of(tables, next, to, outcome, asks);
+            }
+        }
     }
 
     /// What the primary `me` committed becomes history.
@@ -319,7 +413,7 @@ impl Group {
     /// What happens in a step, in words.
     pub fn words(&self, step: Step) -> String {
         match step {
-            Step::Deliver(mail) => {
+            Step::Deliver(mail) | Step::Hear(mail) => {
                 let tables = self.tables();
                 let mail = tables.mail(mail);
                 let records = match mail.records.len() {
@@ -331,6 +425,12 @@ impl Group {
             }
             Step::Happen(me, event) => format!("{me}: {event:?}"),
             Step::LeasesEnd => "all leases end".into(),
+            Step::CutDelivery(mail, writes) => {
+                format!("{}; dies after {writes} writes", self.words(Step::Deliver(mail)))
+            }
+            Step::Cut(me, event, writes) => {
+                format!("{}; dies after {writes} writes", self.words(Step::Happen(me, event)))
+            }
         }
     }
 

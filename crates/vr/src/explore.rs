@@ -7,7 +7,7 @@
 use crate::action::Action;
 use crate::coordinator::Attempt;
 use crate::replica::{Peer, Replica, Stage};
-use crate::types::{Nanos, Op, SERVERS_MAX, ServerSet, View};
+use crate::types::{Nanos, SERVERS_MAX, ServerId, ServerSet, View};
 
 /// For how long a server has waited, for everything that it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ impl Replica {
         for server in self.settings.shape.servers() {
             let peer = &mut self.peers[server.index()];
             peer.heard = if silent.contains(server) { at } else { now };
-            (peer.acked, peer.progressed, peer.prepared) = (at, at, Nanos(0));
+            (peer.acked, peer.progressed) = (at, at);
         }
         match &mut self.stage {
             Stage::Outside { since } | Stage::Promised { since, .. } => *since = at,
@@ -60,12 +60,11 @@ impl Replica {
 
     /// Every lease and every promise of one runs out.
     pub fn end_leases(&mut self) {
-        self.promise_until = Nanos(0);
+        self.end_lease_promises();
         self.ack_echo = Nanos(0);
-        if let Stage::Primary(state) = &mut self.stage {
-            state.quiet_until = Nanos(0);
+        for peer in &mut self.peers {
+            (peer.echo, peer.prepared) = (Nanos(0), Nanos(0));
         }
-        self.peers.iter_mut().for_each(|peer| peer.echo = Nanos(0));
         if let Some(attempt) = &mut self.attempt {
             attempt.promises.iter_mut().flatten().for_each(|p| p.received = Nanos(0));
             if let Some((_, decided)) = &mut attempt.install {
@@ -74,17 +73,32 @@ impl Replica {
         }
     }
 
+    /// No promise of a lease keeps anybody waiting.
+    pub fn end_lease_promises(&mut self) {
+        self.promise_until = Nanos(0);
+        if let Stage::Primary(state) = &mut self.stage {
+            state.quiet_until = Nanos(0);
+        }
+    }
+
+    /// A heartbeat is due to every member.
+    pub fn owe_heartbeats(&mut self) {
+        self.peers.iter_mut().for_each(|peer| peer.prepared = Nanos(0));
+    }
+
     /// Takes out what makes no difference: how long things took, how often they were tried, what was heard of
     /// others in a role that this server has no more. Returns by how much view-file writes are renumbered.
     pub fn normalise(&mut self, now: Nanos) -> u64 {
         self.normalise_leases(now);
         (self.retries, self.stalled, self.refusing) = (0, 0, None);
         self.excluded_until = [Nanos(0); SERVERS_MAX];
-        let (primary, serving) = (self.is_primary(), self.serving);
+        let (primary, serving, cp) = (self.is_primary(), self.serving, self.cp);
         for (peer, admitted) in self.peers.iter_mut().zip(self.configuration.disks) {
             let unknown = peer.incarnation.disk != 0 && peer.incarnation.disk != admitted;
             peer.presence = peer.presence.filter(|_| serving && unknown);
-            peer.told_cp = Op::ZERO;
+            // Members hear at once what is news, and that the view serves; else when leases ended.
+            let told = serving && peer.told_cp >= cp && peer.prepared != Nanos(0);
+            peer.prepared = if told { now } else { Nanos(0) };
             if !primary {
                 let Peer { incarnation, heard, lb, stands, let_go, .. } = *peer;
                 let forgotten = Peer { incarnation, heard, lb, stands, let_go, ..Peer::default() };
@@ -122,13 +136,27 @@ impl Replica {
         self.send_presence(now, out);
     }
 
+    /// Which server this is.
+    pub fn me(&self) -> ServerId {
+        self.settings.me
+    }
+
+    /// Whether it asks for records when it has waited a little.
+    pub fn lacks(&self) -> bool {
+        match self.stage {
+            Stage::Outside { .. } => self.running.is_some(),
+            Stage::Installing { .. } => self.tagging.is_none(),
+            _ => false,
+        }
+    }
+
     /// The view that this server tries to form.
     pub fn coordinates(&self) -> Option<View> {
         self.attempt.as_ref().map(|attempt| attempt.view)
     }
 
-    /// Whether a view-file write is under way that messages wait for.
-    pub fn awaits_view_file(&self) -> bool {
-        self.persist_done < self.persist_issued
+    /// The same, as long as promises decide whether it may.
+    pub fn judges(&self) -> Option<View> {
+        self.attempt.as_ref().filter(|attempt| attempt.install.is_none()).map(|attempt| attempt.view)
     }
 }
