@@ -31,6 +31,14 @@ pub(crate) struct Attempt {
     pub install: Option<(Install, Nanos)>,
 }
 
+impl Attempt {
+    /// Whether it was this life of `server` that promised. Another may have forgotten what it promised since, on
+    /// a disk that counts for nothing, so that phase 2 is not for it (rules 3 and 6).
+    fn is_promised_by(&self, server: ServerId, life: Incarnation) -> bool {
+        self.promises[server.index()].is_some_and(|promise| promise.incarnation == life)
+    }
+}
+
 /// Why a view cannot form from the promises at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -152,7 +160,8 @@ impl Replica {
     ) {
         let mine = from == self.settings.me;
         let Some(attempt) = &mut self.attempt else { return };
-        if attempt.view != view || view != self.durable.promised {
+        // Once phase 2 is decided, the promises it was decided on stay: another one is of another life.
+        if attempt.view != view || view != self.durable.promised || attempt.install.is_some() {
             return;
         }
         attempt.promises[from.index()] = Some(Promised { incarnation, report, received: now });
@@ -206,7 +215,9 @@ impl Replica {
         let waited = now.since(decided);
         let install = Install { lease_left: install.lease_left.saturating_sub(waited), ..install };
         for to in install.members.iter().filter(|m| *m != me) {
-            out.push(Action::Send { to, message: Message::Install(install) });
+            if attempt.is_promised_by(to, self.peers[to.index()].incarnation) {
+                out.push(Action::Send { to, message: Message::Install(install) });
+            }
         }
         if install.members.contains(me) {
             self.on_install(now, me, install, out);
@@ -354,11 +365,15 @@ impl Replica {
                 }
             }
             Some((install, decided)) => {
+                let me = self.settings.me;
+                let gone = |m: ServerId| {
+                    let life = self.peers[m.index()].incarnation;
+                    self.is_silent(now, m) || !attempt.is_promised_by(m, life)
+                };
+                let dead = install.members.iter().any(|m| m != me && gone(m));
                 if beat {
                     self.send_installs(now, out);
                 }
-                let me = self.settings.me;
-                let dead = install.members.iter().any(|m| m != me && self.is_silent(now, m));
                 let long = now.since(decided) > 50 * self.settings.failure_timeout;
                 if (dead || long) && now >= self.retry_at {
                     self.start_attempt(now, out);
