@@ -108,8 +108,11 @@ impl Replica {
         self.ack_due &= matches!(self.stage, Stage::Member { .. });
         let promised = self.durable.promised;
         self.attempt = self.attempt.take().filter(|a| a.view >= promised);
-        if let Some(Attempt { promises, install: Some(_), .. }) = &mut self.attempt {
-            *promises = [None; SERVERS_MAX]; // they were judged
+        if let Some(Attempt { promises, install: Some((install, _)), .. }) = &mut self.attempt {
+            // They were judged. Whose they are still counts for those who are to have phase 2.
+            for (server, promise) in (0..).map(ServerId).zip(promises) {
+                *promise = promise.filter(|_| install.members.contains(server));
+            }
         }
         self.set_waits(now, Waited::Nothing, ServerSet::EMPTY);
         let renumbered = self.persist_done;
