@@ -5,6 +5,7 @@
 //! Source: docs/notes/model.md; docs/protocol.md, "Rules".
 
 mod bounds;
+mod chooser;
 mod disk;
 mod properties;
 mod report;

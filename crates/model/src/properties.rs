@@ -3,7 +3,7 @@
 //! Never: repairs or decides anything.
 //! Source: docs/protocol.md, "Rules"; docs/notes/model.md says which rule each property guards.
 
-use harp_vr::{Message, ServerSet, View};
+use harp_vr::{Message, View};
 use stateright::Property;
 
 use crate::bounds::Leases;
@@ -21,6 +21,10 @@ pub enum Broken {
     WentBack,
     /// Something was said in a view that is not durably promised.
     SaidTooEarly,
+    /// Something was acknowledged or logged in a view below the promise.
+    SaidTooLate,
+    /// A view begins with less than what its members reported.
+    NotTheLongest,
     /// A record was committed that not all members of the view held.
     NotHeldByAll,
 }
@@ -33,8 +37,17 @@ impl Broken {
         if same_disk && (new.promised < old.promised || new.formed < old.formed) {
             return Some(Broken::WentBack);
         }
-        let early = sent.iter().any(|mail| said_in(&mail.envelope.message) > new.promised);
-        early.then_some(Broken::SaidTooEarly)
+        if sent.iter().any(|mail| said_in(&mail.envelope.message) > new.promised) {
+            return Some(Broken::SaidTooEarly);
+        }
+        // A server that died said it before.
+        let same_life = old.incarnation == new.incarnation;
+        if same_life && sent.iter().any(|mail| counts_in(&mail.envelope.message) < new.promised) {
+            return Some(Broken::SaidTooLate);
+        }
+        let judged = after.replica.judged();
+        let shorter = judged.is_some_and(|(install, longest)| install.end < longest);
+        shorter.then_some(Broken::NotTheLongest)
     }
 }
 
@@ -58,15 +71,14 @@ fn said_in(message: &Message) -> View {
     }
 }
 
-/// Whether each member of a view holds `record` at `op`, or lost what it held.
-pub fn held_by_all<'a>(
-    members: ServerSet,
-    facts: impl Iterator<Item = (usize, &'a Facts)>,
-    op: u64,
-    record: Record,
-) -> bool {
-    let mut members_facts = facts.filter(|(s, _)| members.0 & (1 << s) != 0);
-    members_facts.all(|(_, f)| f.lost || f.holds(op) == Some(record))
+/// The view in which a message commits records or lets them be committed.
+fn counts_in(message: &Message) -> View {
+    match *message {
+        Message::Installed { view, .. } => view,
+        Message::Prepare(prepare) => prepare.view,
+        Message::PrepareOk(ok) => ok.view,
+        _ => View(u64::MAX),
+    }
 }
 
 /// All properties, by name.
@@ -80,6 +92,12 @@ pub fn all() -> Vec<Property<Group>> {
         }),
         Property::always("nothing is said above the durable promise (rule 1)", |_, s: &State| {
             s.broken != Some(Broken::SaidTooEarly)
+        }),
+        Property::always("nothing is acknowledged below the promise (rule 1)", |_, s: &State| {
+            s.broken != Some(Broken::SaidTooLate)
+        }),
+        Property::always("a view begins with the longest log (rule 2)", |_, s: &State| {
+            s.broken != Some(Broken::NotTheLongest)
         }),
         Property::always("what is committed was held by all members", |_, s: &State| {
             s.broken != Some(Broken::NotHeldByAll)

@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model, UniformChooser};
+use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
 use crate::bounds::Bounds;
+use crate::chooser::Weighted;
 use crate::world::Group;
 
 /// What a run of the checker showed.
@@ -58,7 +59,11 @@ pub struct Limits {
 /// Explores what `bounds` allow; ends at the first violation.
 pub fn explore(bounds: Bounds, search: Search, limits: Limits) -> Outcome {
     let begin = Instant::now();
-    let mut builder: CheckerBuilder<Group> = Group::new(bounds)
+    let group = match search {
+        Search::Depth | Search::Breadth => Group::new(bounds),
+        Search::Walks { .. } => Group::new(bounds).for_walks(),
+    };
+    let mut builder: CheckerBuilder<Group> = group
         .checker()
         .threads(limits.threads)
         .finish_when(HasDiscoveries::AnyFailures);
@@ -73,7 +78,7 @@ pub fn explore(bounds: Bounds, search: Search, limits: Limits) -> Outcome {
         Search::Breadth => outcome(begin, builder.spawn_bfs().join()),
         Search::Walks { seed, steps } => {
             let builder = builder.target_state_count(steps);
-            outcome(begin, builder.spawn_simulation(seed, UniformChooser).join())
+            outcome(begin, builder.spawn_simulation(seed, Weighted).join())
         }
     }
 }

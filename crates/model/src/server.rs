@@ -72,6 +72,27 @@ pub enum Done {
     Cut(u8),
 }
 
+/// What a primary committed.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Its view.
+    pub view: View,
+    /// The view's members.
+    pub members: ServerSet,
+    /// The records up to its CP.
+    pub records: Vec<Option<Record>>,
+}
+
+impl Server {
+    /// What this server committed, if it is a primary that serves.
+    pub fn committed(&self) -> Option<Committed> {
+        let Server { replica, disk } = self;
+        let records = (1..=replica.cp().0).map(|op| disk.record(op, &disk.log)).collect();
+        let (view, members) = (replica.formed(), replica.members());
+        replica.is_serving().then_some(Committed { view, members, records })
+    }
+}
+
 /// A server while something happens to it.
 pub struct Turn<'a> {
     pub bounds: &'a Bounds,
@@ -79,6 +100,8 @@ pub struct Turn<'a> {
     pub done: Done,
     /// Whether the server died in this turn.
     pub cut: bool,
+    /// What it had committed as primary before it died.
+    pub committed: Option<Committed>,
     pub me: ServerId,
     pub server: Server,
     pub sent: Vec<Mail>,
@@ -335,6 +358,7 @@ impl Turn<'_> {
                 Done::Cut(0) => {
                     let kept = self.server.disk.durable;
                     let crash = Crash::Soft { kept, written: 0, tagged: false };
+                    self.committed = self.server.committed();
                     (self.done, self.cut) = (Done::All, true);
                     return self.happen(Event::Crash(crash));
                 }

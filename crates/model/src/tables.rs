@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use crate::bounds::{Answers, Bounds, NOW};
 use crate::disk::{Log, Record};
 use crate::properties::Broken;
-use crate::server::{Done, Event, Mail, Server, Turn, aged};
+use crate::server::{Committed, Done, Event, Mail, Server, Turn, aged};
 
 /// The outcome of a turn in which nothing happens.
 pub const NOTHING: u32 = 0;
@@ -193,6 +193,8 @@ pub struct Outcome {
     pub server: u32,
     /// What it sent, in ascending order.
     pub sent: Box<[u32]>,
+    /// What it committed before it died in the turn.
+    pub committed: Option<Committed>,
     pub broken: Option<Broken>,
 }
 
@@ -218,7 +220,7 @@ pub struct Tables {
 
 impl Tables {
     pub fn new(bounds: Bounds) -> Tables {
-        let nothing = Outcome { server: u32::MAX, sent: Box::default(), broken: None };
+        let nothing = Outcome { server: u32::MAX, sent: Box::default(), committed: None, broken: None };
         let mut tables = Tables {
             bounds,
             servers: Vec::new(),
@@ -272,7 +274,8 @@ impl Tables {
         let (bounds, server) = (self.bounds, server.clone());
         let me = server.replica.me();
         let sent = Vec::new();
-        let turn = Turn { bounds: &bounds, done: Done::None, cut: false, me, server, sent };
+        let (done, committed) = (Done::None, None);
+        let turn = Turn { bounds: &bounds, done, cut: false, committed, me, server, sent };
         turn.presence().into_iter().map(|mail| self.mail_number(mail)).collect()
     }
 
@@ -357,17 +360,19 @@ impl Tables {
         let attempt = quietly(|| {
             let server = Server::clone(&before);
             let sent = Vec::new();
-            let mut turn = Turn { bounds: &bounds, done, cut: false, me, server, sent };
+            let committed = None;
+            let mut turn = Turn { bounds: &bounds, done, cut: false, committed, me, server, sent };
             happen(&mut turn);
             let came_to_pass = turn.cut || !matches!(done, Done::Cut(_));
-            (turn.server, turn.sent, came_to_pass)
+            (turn.server, turn.sent, turn.committed, came_to_pass)
         });
-        let (server, sent, came_to_pass) = match attempt {
+        let (server, sent, committed, came_to_pass) = match attempt {
             Ok(done) => done,
             Err(words) => {
                 self.words = Some(words);
                 let broken = Some(Broken::Assertion);
-                self.outcomes.push(Outcome { server: number, sent: Box::default(), broken });
+                let sent = Box::default();
+                self.outcomes.push(Outcome { server: number, sent, committed: None, broken });
                 return self.outcomes.len() as u32 - 1;
             }
         };
@@ -382,7 +387,7 @@ impl Tables {
         if server == number && sent.is_empty() && broken.is_none() {
             return NOTHING;
         }
-        self.outcomes.push(Outcome { server, sent: sent.into(), broken });
+        self.outcomes.push(Outcome { server, sent: sent.into(), committed, broken });
         self.outcomes.len() as u32 - 1
     }
 }

@@ -13,7 +13,7 @@ use crate::bounds::{Answers, Bounds, Leases, Writes};
 use crate::disk::Record;
 use crate::properties::{self, Broken};
 use crate::restart::{self, Crash};
-use crate::server::{Done, Event};
+use crate::server::{Committed, Done, Event};
 use crate::tables::{Address, Answer, Facts, NOTHING, Outcome, Tables};
 
 /// Servers of the largest group that is explored.
@@ -74,6 +74,9 @@ pub struct Group {
     bounds: Bounds,
     tables: Mutex<Tables>,
     initial: State,
+    /// Only steps that change something are offered. A search tries all anyway; a walk that is to be gone again
+    /// needs this.
+    exact: bool,
 }
 
 impl Group {
@@ -88,10 +91,15 @@ impl Group {
         let (mail, used) = (Box::default(), Used::default());
         let initial = State { servers, mail, history: 0, used, broken: None };
         let first_view = Bounds { views: 1, ..bounds };
-        let mut group = Group { bounds: first_view, tables: Mutex::new(tables), initial };
+        let mut group = Group { bounds: first_view, tables: Mutex::new(tables), initial, exact: false };
         group.initial = group.serving_in_first_view();
         group.bounds = bounds;
         group
+    }
+
+    /// The same group, for walks.
+    pub fn for_walks(self) -> Group {
+        Group { exact: true, ..self }
     }
 
     /// What is explored.
@@ -351,7 +359,7 @@ impl Group {
         if outcome == NOTHING {
             return;
         }
-        let Outcome { server, sent, broken } = &tables.outcomes[outcome as usize];
+        let Outcome { server, sent, broken, .. } = &tables.outcomes[outcome as usize];
         let (server, sent, broken) = (*server, sent.clone(), *broken);
         let at_once = self.bounds.answers == Answers::AtOnce;
         let part = |mail: &u32| match at_once {
@@ -374,7 +382,14 @@ impl Group {
             }
         }
         next.mail = mail.into();
-        self.commit(tables, next, me);
+        let before_it_died = tables.outcomes[outcome as usize].committed.clone();
+        let known = tables.histories[next.history as usize].len();
+        let facts = &tables.facts[server as usize];
+        let more = facts.serving && facts.committed.len() > known;
+        let now = || more.then(|| tables.server(server).committed()).flatten();
+        if let Some(committed) = before_it_died.or_else(now) {
+            self.commit(tables, next, me, committed);
+        }
         for mail in exchanged {
             let Address { to, answer, .. } = tables.addresses[mail as usize];
             if answer != Answer::CatchUp || asks {
@@ -389,20 +404,18 @@ impl Group {
     }
 
     /// What the primary `me` committed becomes history.
-    fn commit(&self, tables: &mut Tables, next: &mut State, me: ServerId) {
-        let facts = &tables.facts[next.servers[me.index()] as usize];
+    fn commit(&self, tables: &mut Tables, next: &mut State, me: ServerId, committed: Committed) {
         let known = tables.histories[next.history as usize].len();
-        if !facts.serving || facts.committed.len() <= known {
+        let Committed { view, members, records } = committed;
+        if records.len() <= known {
             return;
         }
-        let view = facts.formed;
         let mut history = tables.histories[next.history as usize].clone();
-        for (op, record) in (1..).zip(&facts.committed).skip(known) {
+        for (op, record) in (1..).zip(records).skip(known) {
             let record = record.expect("a primary holds what it commits");
-            let all = self.servers().map(|s| {
-                (s.index(), &tables.facts[next.servers[s.index()] as usize])
-            });
-            if !properties::held_by_all(facts.members, all, op, record) {
+            let others = self.servers().filter(|s| members.contains(*s) && *s != me);
+            let mut others = others.map(|s| &tables.facts[next.servers[s.index()] as usize]);
+            if !others.all(|member| member.lost || member.holds(op) == Some(record)) {
                 next.broken = next.broken.or(Some(Broken::NotHeldByAll));
             }
             history.push((record, view));
@@ -475,6 +488,9 @@ impl Model for Group {
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         if state.broken.is_none() {
             self.steps(state, steps);
+        }
+        if self.exact {
+            steps.retain(|step| self.step(state, *step).is_some());
         }
     }
 

@@ -6,8 +6,9 @@
 
 use crate::action::Action;
 use crate::coordinator::Attempt;
+use crate::message::Install;
 use crate::replica::{Peer, Replica, Stage};
-use crate::types::{Nanos, SERVERS_MAX, ServerId, ServerSet, View};
+use crate::types::{Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
 
 /// For how long a server has waited, for everything that it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -158,7 +159,17 @@ impl Replica {
         self.attempt.as_ref().map(|attempt| attempt.view)
     }
 
-    /// The same, as long as promises decide whether it may.
+    /// The phase 2 that it decided on, and the end of the longest log of the adopted view that its members promised.
+    pub fn judged(&self) -> Option<(Install, Op)> {
+        let attempt = self.attempt.as_ref()?;
+        let (install, _) = attempt.install?;
+        let reports = attempt.promises.iter().flatten().map(|promise| promise.report);
+        let of_view = reports.filter(|report| report.formed == install.adopted);
+        let longest = of_view.filter_map(|report| report.log).map(|(_, end)| end).max();
+        Some((install, longest.unwrap_or_default()))
+    }
+
+    /// The view that it tries to form, as long as promises decide whether it may.
     pub fn judges(&self) -> Option<View> {
         self.attempt.as_ref().filter(|attempt| attempt.install.is_none()).map(|attempt| attempt.view)
     }
