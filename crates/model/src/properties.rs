@@ -40,9 +40,8 @@ impl Broken {
         if sent.iter().any(|mail| said_in(&mail.envelope.message) > new.promised) {
             return Some(Broken::SaidTooEarly);
         }
-        // A server that died said it before.
-        let same_life = old.incarnation == new.incarnation;
-        if same_life && sent.iter().any(|mail| counts_in(&mail.envelope.message) < new.promised) {
+        // What is said in the turn of the promise may have been said before it.
+        if same_disk && sent.iter().any(|mail| counts_in(&mail.envelope.message) < old.promised) {
             return Some(Broken::SaidTooLate);
         }
         let judged = after.replica.judged();

@@ -279,7 +279,7 @@ impl Tables {
         turn.presence().into_iter().map(|mail| self.mail_number(mail)).collect()
     }
 
-    fn mail_number(&mut self, mail: Mail) -> u32 {
+    pub fn mail_number(&mut self, mail: Mail) -> u32 {
         if let Some(number) = self.mail_numbers.get(&mail) {
             return *number;
         }

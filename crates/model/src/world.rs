@@ -13,7 +13,7 @@ use crate::bounds::{Answers, Bounds, Leases, Writes};
 use crate::disk::Record;
 use crate::properties::{self, Broken};
 use crate::restart::{self, Crash};
-use crate::server::{Committed, Done, Event};
+use crate::server::{Committed, Done, Event, Mail, Server};
 use crate::tables::{Address, Answer, Facts, NOTHING, Outcome, Tables};
 
 /// Servers of the largest group that is explored.
@@ -80,21 +80,36 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group that serves in its first view, with nothing in its log.
+    /// A group that serves in its first view, with nothing in its log. Up to there no rule is broken.
     pub fn new(bounds: Bounds) -> Group {
-        let mut tables = Tables::new(bounds);
+        let sound = Bounds { views: 1, planted: None, ..bounds };
+        let mut tables = Tables::new(sound);
         let mut servers = [u32::MAX; SERVERS];
         for me in bounds.shape().servers() {
-            let disk = restart::formatted(&bounds, me, true, 0);
-            servers[me.index()] = tables.server_number(restart::start(disk, true, &bounds, me));
+            let disk = restart::formatted(&sound, me, true, 0);
+            servers[me.index()] = tables.server_number(restart::start(disk, true, &sound, me));
         }
         let (mail, used) = (Box::default(), Used::default());
         let initial = State { servers, mail, history: 0, used, broken: None };
-        let first_view = Bounds { views: 1, ..bounds };
-        let mut group = Group { bounds: first_view, tables: Mutex::new(tables), initial, exact: false };
-        group.initial = group.serving_in_first_view();
-        group.bounds = bounds;
-        group
+        let group = Group { bounds: sound, tables: Mutex::new(tables), initial, exact: false };
+        let serving = group.serving_in_first_view();
+        group.with_bounds(bounds, &serving)
+    }
+
+    /// A group with other bounds, in `state` of this one.
+    fn with_bounds(&self, bounds: Bounds, state: &State) -> Group {
+        let (old, mut tables) = (self.tables(), Tables::new(bounds));
+        let mut servers = [u32::MAX; SERVERS];
+        for me in self.servers() {
+            let mut server = Server::clone(old.server(state.servers[me.index()]));
+            server.replica.plant(bounds.planted);
+            servers[me.index()] = tables.server_number(server);
+        }
+        let mail = state.mail.iter().map(|mail| tables.mail_number(Mail::clone(old.mail(*mail))));
+        let mut mail: Vec<u32> = mail.collect();
+        mail.sort_unstable();
+        let initial = State { servers, mail: mail.into(), used: Used::default(), ..*state };
+        Group { bounds, tables: Mutex::new(tables), initial, exact: false }
     }
 
     /// The same group, for walks.
@@ -152,7 +167,7 @@ impl Group {
         }
         let state = self.step(&state, Step::LeasesEnd).unwrap_or(state);
         assert!(self.look(&state, |facts, _| facts[0].serving), "the group serves");
-        State { used: Used::default(), ..state }
+        state
     }
 
     fn servers(&self) -> impl Iterator<Item = ServerId> + use<> {

@@ -7,6 +7,7 @@
 use crate::action::Action;
 use crate::coordinator::Attempt;
 use crate::message::Install;
+use crate::planted::Planted;
 use crate::replica::{Peer, Replica, Stage};
 use crate::types::{Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
 
@@ -138,6 +139,11 @@ impl Replica {
     pub fn tell_presence(&mut self, now: Nanos, out: &mut Vec<Action>) {
         self.presence_at = Nanos(0);
         self.send_presence(now, out);
+    }
+
+    /// Breaks a rule from here on.
+    pub fn plant(&mut self, planted: Option<Planted>) {
+        self.settings.planted = planted;
     }
 
     /// Which server this is.
