@@ -30,21 +30,25 @@ fn orders() -> Result<Option<Orders>, lexopt::Error> {
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("n") => bounds.n = parser.value()?.parse_with(|n| match n {
-                "1" => Ok(1),
-                "2" => Ok(2),
-                _ => Err("n is 1 or 2"),
-            })?,
+            Long("n") => {
+                bounds.n = parser.value()?.parse_with(|n| match n {
+                    "1" => Ok(1),
+                    "2" => Ok(2),
+                    _ => Err("n is 1 or 2"),
+                })?
+            }
             Long("ops") => bounds.ops = parser.value()?.parse()?,
             Long("views") => bounds.views = parser.value()?.parse()?,
             Long("crashes") => bounds.crashes = parser.value()?.parse()?,
             Long("media-losses") => bounds.media_losses = parser.value()?.parse()?,
             Long("checkpoints") => bounds.checkpoints = parser.value()?.parse()?,
-            Long("durability") => bounds.durability = parser.value()?.parse_with(|d| match d {
-                "disk" => Ok(Durability::Disk),
-                "ups" => Ok(Durability::Ups),
-                _ => Err("durability is disk or ups"),
-            })?,
+            Long("durability") => {
+                bounds.durability = parser.value()?.parse_with(|d| match d {
+                    "disk" => Ok(Durability::Disk),
+                    "ups" => Ok(Durability::Ups),
+                    _ => Err("durability is disk or ups"),
+                })?
+            }
             Long("ignore-leases") => bounds.leases = Leases::Ignored,
             Long("writes-apart") => bounds.writes = Writes::Apart,
             Long("answers-late") => bounds.answers = Answers::Late,

@@ -3,7 +3,7 @@
 //! Never: repairs or decides anything.
 //! Source: docs/protocol.md, "Rules"; docs/notes/model.md says which rule each property guards.
 
-use harp_vr::{Message, View};
+use harp_vr::{Message, ServerId, View};
 use stateright::Property;
 
 use crate::bounds::Leases;
@@ -103,6 +103,7 @@ pub fn all() -> Vec<Property<Group>> {
         }),
         Property::always("one history up to CP", one_history),
         Property::always("a view's log holds all that was committed (rule 2)", logs_are_complete),
+        Property::always("what a copy lacks is kept (rule 10)", kept_for_the_absent),
         Property::always("one primary a view", one_primary),
         Property::always("no stale read (rule 7)", no_stale_read),
         Property::sometimes("an op is committed", |g: &Group, s: &State| {
@@ -155,6 +156,23 @@ fn logs_are_complete(group: &Group, state: &State) -> bool {
     })
 }
 
+/// The logs of the highest view reach back to the image of every copy that counts, absent ones too.
+fn kept_for_the_absent(group: &Group, state: &State) -> bool {
+    group.look(state, |facts, _| {
+        let logs = facts.iter().filter_map(|f| Some((f, f.votable.as_ref()?)));
+        let highest = logs.clone().map(|(_, (view, _))| *view).max();
+        logs.filter(|(_, (view, _))| Some(*view) == highest).all(|(holder, (_, log))| {
+            let counts = |(me, copy): &(ServerId, &&Facts)| {
+                let configuration = &holder.configuration;
+                let admitted = configuration.disks[me.index()] == copy.incarnation.disk;
+                admitted && !configuration.needs_image.contains(*me)
+            };
+            let copies = (0..).map(ServerId).zip(facts).filter(counts);
+            copies.filter_map(|(_, copy)| copy.lb).all(|lb| log.begin <= lb + 1)
+        })
+    })
+}
+
 fn one_primary(group: &Group, state: &State) -> bool {
     group.look(state, |facts, _| {
         let mut views: Vec<View> = facts.iter().filter_map(|f| f.primary_of).collect();
@@ -168,7 +186,8 @@ fn one_primary(group: &Group, state: &State) -> bool {
 /// Whoever may answer a read has all that was committed.
 fn no_stale_read(group: &Group, state: &State) -> bool {
     let judged = group.bounds().leases == Leases::End;
-    !judged || group.look(state, |facts, history| {
-        facts.iter().all(|server| !server.may_answer || server.committed.len() == history.len())
-    })
+    !judged
+        || group.look(state, |facts, history| {
+            facts.iter().all(|server| !server.may_answer || server.committed.len() == history.len())
+        })
 }

@@ -63,10 +63,8 @@ pub fn explore(bounds: Bounds, search: Search, limits: Limits) -> Outcome {
         Search::Depth | Search::Breadth => Group::new(bounds),
         Search::Walks { .. } => Group::new(bounds).for_walks(),
     };
-    let mut builder: CheckerBuilder<Group> = group
-        .checker()
-        .threads(limits.threads)
-        .finish_when(HasDiscoveries::AnyFailures);
+    let mut builder: CheckerBuilder<Group> =
+        group.checker().threads(limits.threads).finish_when(HasDiscoveries::AnyFailures);
     if let Some(time) = limits.time {
         builder = builder.timeout(time);
     }
@@ -91,7 +89,8 @@ fn outcome(begin: Instant, checker: impl Checker<Group>) -> Outcome {
         let discovery = discoveries.get(property.name);
         match (property.expectation, discovery) {
             (Expectation::Always, Some(path)) => {
-                violation = violation.or(Some((property.name, trace(group, path.clone().into_vec()))))
+                violation =
+                    violation.or(Some((property.name, trace(group, path.clone().into_vec()))))
             }
             (Expectation::Sometimes, None) => missed.push(property.name),
             _ => {}

@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 
 use harp_vr::{
-    Action, Envelope, Message, Nanos, Op, Past, Presence, Records, Replica, ServerId, ServerSet, View, Waited,
+    Action, Envelope, Message, Nanos, Op, Past, Presence, Records, Replica, ServerId, ServerSet,
+    View, Waited,
 };
 
 use crate::bounds::{Answers, Bounds, Durability, Leases, NOW};

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 
-use harp_vr::{Incarnation, Message, ServerId, ServerSet, View};
+use harp_vr::{Configuration, Incarnation, Message, ServerId, ServerSet, View};
 use rustc_hash::FxHashMap;
 
 use crate::bounds::{Answers, Bounds, NOW};
@@ -39,6 +39,9 @@ pub struct Facts {
     pub votable: Option<(View, Log)>,
     /// What it holds durably: the records of its image, and of its log.
     pub durable: (Vec<Record>, Log),
+    /// LB of a whole image.
+    pub lb: Option<u64>,
+    pub configuration: Configuration,
     /// Its presence, to each other server that can learn from it.
     pub presence: Box<[u32]>,
     /// It is outside of a view that it knows to run, or lacks records of the view that it installs.
@@ -76,6 +79,8 @@ impl Facts {
             committed: (1..=replica.cp().0).map(|op| disk.record(op, growing)).collect(),
             votable: tag.map(|tag| (tag.view, durable.clone())),
             durable: (disk.image.clone().unwrap_or_default(), durable),
+            lb: disk.image.as_ref().filter(|_| disk.whole).map(|_| disk.lb()),
+            configuration: *replica.configuration(),
             presence,
             lacks: replica.lacks(),
             end: disk.log.end(),
@@ -153,7 +158,9 @@ impl Address {
             Message::PrepareOk(ok) => (false, ok.view, Kind::Serving),
             Message::CatchUp { view, .. } => (false, view, Kind::Promised),
             Message::Past(past) => (false, past.view, Kind::Running),
-            Message::ImageWant { .. } | Message::ImagePart { .. } => (false, View::NONE, Kind::Always),
+            Message::ImageWant { .. } | Message::ImagePart { .. } => {
+                (false, View::NONE, Kind::Always)
+            }
         };
         let life = (!any_life).then_some(mail.envelope.to_incarnation);
         let last = match mail.envelope.message {
@@ -177,7 +184,9 @@ impl Address {
             || match self.kind {
                 Kind::Promised => self.view < *promised,
                 Kind::Joined => self.view <= *promised && !busy,
-                Kind::Formed => self.view < *promised || self.view <= *formed && self.last <= *end && !busy,
+                Kind::Formed => {
+                    self.view < *promised || self.view <= *formed && self.last <= *end && !busy
+                }
                 Kind::Running => self.view < *formed,
                 Kind::Judged => self.view < *promised || *judges != Some(self.view) && !busy,
                 Kind::Serving => self.view < *promised || self.view == *formed && *serving,
@@ -220,7 +229,8 @@ pub struct Tables {
 
 impl Tables {
     pub fn new(bounds: Bounds) -> Tables {
-        let nothing = Outcome { server: u32::MAX, sent: Box::default(), committed: None, broken: None };
+        let nothing =
+            Outcome { server: u32::MAX, sent: Box::default(), committed: None, broken: None };
         let mut tables = Tables {
             bounds,
             servers: Vec::new(),

@@ -205,7 +205,8 @@ impl Group {
                 }
             }
         }
-        let promised = self.servers().map(|s| tables.facts[state.servers[s.index()] as usize].promised);
+        let promised =
+            self.servers().map(|s| tables.facts[state.servers[s.index()] as usize].promised);
         let promised = promised.max().expect("a group has servers");
         for me in self.servers() {
             let server = state.servers[me.index()];

@@ -177,6 +177,9 @@ impl Replica {
 
     /// The view that it tries to form, as long as promises decide whether it may.
     pub fn judges(&self) -> Option<View> {
-        self.attempt.as_ref().filter(|attempt| attempt.install.is_none()).map(|attempt| attempt.view)
+        self.attempt
+            .as_ref()
+            .filter(|attempt| attempt.install.is_none())
+            .map(|attempt| attempt.view)
     }
 }

@@ -88,9 +88,7 @@ impl Coordinator {
     }
 
     fn installs(&self, server: ServerId) -> usize {
-        let to_server = |action: &&Action| {
-            matches!(action, Action::Send { to, message: Message::Install(_) } if *to == server)
-        };
+        let to_server = |action: &&Action| matches!(action, Action::Send { to, message: Message::Install(_) } if *to == server);
         self.out.iter().filter(to_server).count()
     }
 }
