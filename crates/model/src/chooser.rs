@@ -40,7 +40,7 @@ fn weight(step: &Step) -> usize {
             Event::LeasesEnd => 4,
         },
         Step::LeasesEnd => 4,
-        Step::CutDelivery(..) | Step::Cut(..) => 1,
+        Step::Cut(..) => 1,
     }
 }
 

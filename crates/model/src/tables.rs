@@ -111,17 +111,17 @@ pub struct Address {
     pub answer: Answer,
 }
 
-/// What a message is to an exchange.
+/// What a message is to an exchange that takes place at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// No part of one.
     None,
-    /// A promise, or a question for records of an adopted log.
+    /// A promise; a question for records of an adopted log, or what answers it.
     Prompt,
-    /// The records that a view begins with.
-    Grant,
-    /// A question of a server outside of the running view, or what answers it.
-    CatchUp,
+    /// A question of a server outside of the running view.
+    Ask,
+    /// What answers it.
+    Past,
 }
 
 /// When a message that does nothing now will never do anything.
@@ -168,9 +168,11 @@ impl Address {
             _ => 0,
         };
         let answer = match mail.envelope.message {
-            Message::Promise { .. } | Message::Want { .. } => Answer::Prompt,
-            Message::Grant { .. } => Answer::Grant,
-            Message::CatchUp { .. } | Message::Past(_) => Answer::CatchUp,
+            Message::Promise { .. } | Message::Want { .. } | Message::Grant { .. } => {
+                Answer::Prompt
+            }
+            Message::CatchUp { .. } => Answer::Ask,
+            Message::Past(_) => Answer::Past,
             _ => Answer::None,
         };
         Address { to: mail.to, life, view, last, kind, answer }
@@ -356,6 +358,13 @@ impl Tables {
         let same = outcome.server == server && outcome.broken.is_none();
         let said = || outcome.sent.iter().all(|sent| all.binary_search(sent).is_ok());
         outcome.server == u32::MAX || same && said()
+    }
+
+    /// Whether something is sent in the turn that is answered at once.
+    pub fn is_answered(&self, outcome: u32) -> bool {
+        let sent = &self.outcomes[outcome as usize].sent;
+        let at_once = self.bounds.answers == Answers::AtOnce;
+        at_once && sent.iter().any(|mail| self.addresses[*mail as usize].answer != Answer::None)
     }
 
     fn turn(

@@ -20,6 +20,10 @@ use crate::tables::{Address, Answer, Facts, NOTHING, Outcome, Tables};
 const SERVERS: usize = 5;
 /// No turn asks for as many writes, one after the other.
 const CUTS: u8 = 8;
+/// Turns after the first in which a server may die: a promise is taken, records are asked for, granted, taken.
+const TURNS: u8 = 3;
+/// Writes that such a turn asks for: the log, its tag, the view file.
+const CUTS_LATER: u8 = 3;
 
 /// What of the bounds is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -46,10 +50,33 @@ pub struct State {
     pub broken: Option<Broken>,
 }
 
-impl State {
-    fn lacks(&self, tables: &Tables, server: ServerId) -> bool {
-        tables.facts[self.servers[server.index()] as usize].lacks
-    }
+/// What a step begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Mail arrives.
+    Mail(u32),
+    /// Something happens to a server.
+    Event(ServerId, Event),
+}
+
+/// Where a server dies in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// In the how-manieth turn; after the first come those of answers that are given at once.
+    turn: u8,
+    /// When so many of the writes that it asks for are done.
+    writes: u8,
+}
+
+/// The turns of one step.
+#[derive(Clone, Copy, Debug)]
+struct Turns {
+    /// Whether the server that begins asks for what it lacks of a running view.
+    asks: bool,
+    /// How many there were after the first.
+    count: u8,
+    /// The death that is still to come.
+    cut: Option<Cut>,
 }
 
 /// One step of the group.
@@ -59,10 +86,8 @@ pub enum Step {
     Deliver(u32),
     /// Something happens to a server.
     Happen(ServerId, Event),
-    /// Mail arrives, and its receiver dies when so many of the writes that it asks for are done.
-    CutDelivery(u32, u8),
-    /// Something happens to a server, and it dies when so many of the writes that it asks for are done.
-    Cut(ServerId, Event, u8),
+    /// The same, and a server dies.
+    Cut(Cause, Cut),
     /// The presence of one server reaches another.
     Hear(u32),
     /// All leases run out.
@@ -182,7 +207,8 @@ impl Group {
         for mail in &state.mail {
             let to = tables.addresses[*mail as usize].to;
             let server = state.servers[to.index()];
-            if tables.delivery(to, server, *mail, done) == NOTHING {
+            let outcome = tables.delivery(to, server, *mail, done);
+            if outcome == NOTHING {
                 continue;
             }
             steps.push(Step::Deliver(*mail));
@@ -190,7 +216,10 @@ impl Group {
                 if tables.delivery(to, server, *mail, Done::Cut(writes)) == NOTHING {
                     break;
                 }
-                steps.push(Step::CutDelivery(*mail, writes));
+                steps.push(Step::Cut(Cause::Mail(*mail), Cut { turn: 0, writes }));
+            }
+            if cuts > 0 && tables.is_answered(outcome) {
+                cut_later(Cause::Mail(*mail), steps);
             }
         }
         for me in self.servers() {
@@ -213,7 +242,8 @@ impl Group {
             let mut events = Vec::new();
             self.events(&tables, state, me, promised, &mut events);
             for event in events {
-                if tables.event(me, server, event, done) == NOTHING {
+                let outcome = tables.event(me, server, event, done);
+                if outcome == NOTHING {
                     continue;
                 }
                 steps.push(Step::Happen(me, event));
@@ -222,7 +252,10 @@ impl Group {
                     if tables.event(me, server, event, Done::Cut(writes)) == NOTHING {
                         break;
                     }
-                    steps.push(Step::Cut(me, event, writes));
+                    steps.push(Step::Cut(Cause::Event(me, event), Cut { turn: 0, writes }));
+                }
+                if cuts > 0 && tables.is_answered(outcome) {
+                    cut_later(Cause::Event(me, event), steps);
                 }
             }
         }
@@ -293,33 +326,34 @@ impl Group {
         let mut next = state.clone();
         let done = self.writes_done(state);
         let server = |me: ServerId| state.servers[me.index()];
-        match step {
-            Step::Deliver(mail) | Step::Hear(mail) => {
+        let mut turns = Turns { asks: false, count: 0, cut: None };
+        let (cause, cut) = match step {
+            Step::Deliver(mail) | Step::Hear(mail) => (Some(Cause::Mail(mail)), None),
+            Step::Happen(me, event) => (Some(Cause::Event(me, event)), None),
+            Step::Cut(cause, cut) => (Some(cause), Some(cut)),
+            Step::LeasesEnd => (None, None),
+        };
+        next.used.crashes += u8::from(cut.is_some());
+        turns.cut = cut.filter(|cut| cut.turn > 0);
+        let first = match cut {
+            Some(Cut { turn: 0, writes }) => Done::Cut(writes),
+            _ => done,
+        };
+        match cause {
+            Some(Cause::Mail(mail)) => {
                 let to = tables.addresses[mail as usize].to;
-                let outcome = tables.delivery(to, server(to), mail, done);
-                self.come_of(&mut tables, &mut next, to, outcome, false);
+                let outcome = tables.delivery(to, server(to), mail, first);
+                self.come_of(&mut tables, &mut next, to, outcome, &mut turns);
             }
-            Step::CutDelivery(mail, writes) => {
-                let to = tables.addresses[mail as usize].to;
-                let outcome = tables.delivery(to, server(to), mail, Done::Cut(writes));
-                next.used.crashes += 1;
-                self.come_of(&mut tables, &mut next, to, outcome, false);
-            }
-            Step::Happen(me, event) => {
-                let outcome = tables.event(me, server(me), event, done);
-                self.count(&tables, &mut next, me, event, outcome)?;
-                let asks = matches!(event, Event::Wait { long: false, .. });
-                self.come_of(&mut tables, &mut next, me, outcome, asks);
-            }
-            Step::Cut(me, event, writes) => {
+            Some(Cause::Event(me, event)) => {
                 // Whether a view change was tried shows in the turn that was not cut.
                 let outcome = tables.event(me, server(me), event, done);
                 self.count(&tables, &mut next, me, event, outcome)?;
-                let outcome = tables.event(me, server(me), event, Done::Cut(writes));
-                next.used.crashes += 1;
-                self.come_of(&mut tables, &mut next, me, outcome, false);
+                turns.asks = matches!(event, Event::Wait { long: false, .. });
+                let outcome = tables.event(me, server(me), event, first);
+                self.come_of(&mut tables, &mut next, me, outcome, &mut turns);
             }
-            Step::LeasesEnd => {
+            None => {
                 let mut aged = Vec::with_capacity(state.mail.len());
                 aged.extend(state.mail.iter().filter_map(|mail| tables.aged(*mail)));
                 aged.sort_unstable();
@@ -328,11 +362,11 @@ impl Group {
                 for me in self.servers() {
                     let server = state.servers[me.index()];
                     let outcome = tables.event(me, server, Event::LeasesEnd, done);
-                    self.come_of(&mut tables, &mut next, me, outcome, false);
+                    self.come_of(&mut tables, &mut next, me, outcome, &mut turns);
                 }
             }
         }
-        (next != *state).then_some(next)
+        (turns.cut.is_none() && next != *state).then_some(next)
     }
 
     /// Counts what happens against the bounds; `None` beyond them.
@@ -362,15 +396,14 @@ impl Group {
         (used.views <= bounds.views).then_some(())
     }
 
-    /// Puts what came of a turn of `me` into `next`, answers that come at once included. `asks`: whether it asks
-    /// for what it lacks of a running view now.
+    /// Puts what came of a turn of `me` into `next`, answers that come at once included.
     fn come_of(
         &self,
         tables: &mut Tables,
         next: &mut State,
         me: ServerId,
         outcome: u32,
-        asks: bool,
+        turns: &mut Turns,
     ) {
         if outcome == NOTHING {
             return;
@@ -408,14 +441,22 @@ impl Group {
         }
         for mail in exchanged {
             let Address { to, answer, .. } = tables.addresses[mail as usize];
-            if answer != Answer::CatchUp || asks {
-                let done = self.writes_done(next);
-                let outcome = tables.delivery(to, next.servers[to.index()], mail, done);
-                // Whoever learned something asks for more.
-                let learned = tables.outcomes[outcome as usize].server != next.servers[to.index()];
-                let asks = asks && (learned || to != me && !next.lacks(tables, to));
-                self.come_of(tables, next, to, outcome, asks);
+            if answer == Answer::Ask && !std::mem::take(&mut turns.asks) {
+                continue;
             }
+            turns.count += 1;
+            let cut = turns.cut.take_if(|cut| cut.turn == turns.count);
+            let done = cut.map_or(self.writes_done(next), |cut| Done::Cut(cut.writes));
+            let before = next.servers[to.index()];
+            let outcome = tables.delivery(to, before, mail, done);
+            if outcome == NOTHING {
+                turns.cut = turns.cut.or(cut); // nobody dies there
+                continue;
+            }
+            // Whoever learned something asks for more.
+            let learned = tables.outcomes[outcome as usize].server != before;
+            turns.asks |= answer == Answer::Past && learned;
+            self.come_of(tables, next, to, outcome, turns);
         }
     }
 
@@ -454,11 +495,13 @@ impl Group {
             }
             Step::Happen(me, event) => format!("{me}: {event:?}"),
             Step::LeasesEnd => "all leases end".into(),
-            Step::CutDelivery(mail, writes) => {
-                format!("{}; dies after {writes} writes", self.words(Step::Deliver(mail)))
-            }
-            Step::Cut(me, event, writes) => {
-                format!("{}; dies after {writes} writes", self.words(Step::Happen(me, event)))
+            Step::Cut(cause, Cut { turn, writes }) => {
+                let cause = match cause {
+                    Cause::Mail(mail) => self.words(Step::Deliver(mail)),
+                    Cause::Event(me, event) => self.words(Step::Happen(me, event)),
+                };
+                let later = ["", " of an answer"][usize::from(turn > 0)];
+                format!("{cause}; who takes it{later} dies after {writes} writes")
             }
         }
     }
@@ -483,6 +526,12 @@ impl Group {
             lines
         })
     }
+}
+
+/// Deaths in the turns in which answers are given and taken.
+fn cut_later(cause: Cause, steps: &mut Vec<Step>) {
+    let cuts = (1..=TURNS).flat_map(|turn| (0..CUTS_LATER).map(move |writes| Cut { turn, writes }));
+    steps.extend(cuts.map(|cut| Step::Cut(cause, cut)));
 }
 
 /// Two ascending lists as one, without doubles.
