@@ -98,7 +98,7 @@ pub fn after(crash: Crash, mut disk: Disk, bounds: &Bounds, me: ServerId) -> Ser
         Crash::Soft { written, .. } | Crash::Amnesia { written } => written as usize,
         Crash::MediaLoss => 0,
     };
-    if let Some((_, durable)) = disk.writes.drain(..).take(written).last() {
+    if let Some((_, durable)) = disk.writes.drain(..).take(written).next_back() {
         disk.view_file = durable;
     }
     let adopting = disk.adopting.take();

@@ -225,8 +225,8 @@ impl Group {
         for me in self.servers() {
             for other in self.servers() {
                 let facts = &tables.facts[state.servers[other.index()] as usize];
-                let heard = facts.presence.iter().copied();
-                let heard = heard.filter(|mail| tables.addresses[*mail as usize].to == me).next();
+                let mut heard = facts.presence.iter().copied();
+                let heard = heard.find(|mail| tables.addresses[*mail as usize].to == me);
                 if let Some(mail) = heard
                     && tables.delivery(me, state.servers[me.index()], mail, done) != NOTHING
                 {

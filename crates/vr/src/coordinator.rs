@@ -40,7 +40,7 @@ impl Attempt {
 }
 
 /// Why a view cannot form from the promises at hand.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// (a) Too few servers promised under an admitted disk.
     Promises {
