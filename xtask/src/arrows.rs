@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("harp-engine", &["harp-store"]),
     ("harp-node", &["harp-vr", "harp-fs", "harp-wire", "harp-log", "harp-store"]),
     ("harp-bench", &["harp-wire"]),
+    ("harp-model", &["harp-vr"]),
     ("harp-sim", &["harp-node"]),
     ("harp", &["harp-node", "harp-engine", "harp-bench"]),
     ("harp-fuzz", &["harp", "harp-node"]),

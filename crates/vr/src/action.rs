@@ -107,7 +107,7 @@ pub enum Action {
 }
 
 /// A change of the configuration, carried by a record of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConfigurationChange {
     /// `server`'s disk `disk` counts from here on (rule 3).
     Admit {

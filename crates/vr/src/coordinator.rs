@@ -14,7 +14,7 @@ use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Vie
 const NEAR_OPS: u64 = 50_000;
 
 /// One promise as it was received.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Promised {
     pub incarnation: Incarnation,
     pub report: Report,
@@ -22,7 +22,7 @@ pub(crate) struct Promised {
 }
 
 /// A view change that this server coordinates.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Attempt {
     pub view: View,
     pub since: Nanos,
@@ -33,8 +33,16 @@ pub(crate) struct Attempt {
     pub forsaken: bool,
 }
 
+impl Attempt {
+    /// Whether it was this life of `server` that promised. Another may have forgotten what it promised since, on
+    /// a disk that counts for nothing, so that phase 2 is not for it (rules 3 and 6).
+    fn is_promised_by(&self, server: ServerId, life: Incarnation) -> bool {
+        self.promises[server.index()].is_some_and(|promise| promise.incarnation == life)
+    }
+}
+
 /// Why a view cannot form from the promises at hand.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// (a) Too few servers promised under an admitted disk.
     Promises {
@@ -154,7 +162,8 @@ impl Replica {
     ) {
         let mine = from == self.settings.me;
         let Some(attempt) = &mut self.attempt else { return };
-        if attempt.view != view || view != self.durable.promised {
+        // Once phase 2 is decided, the promises it was decided on stay: another one is of another life.
+        if attempt.view != view || view != self.durable.promised || attempt.install.is_some() {
             return;
         }
         attempt.promises[from.index()] = Some(Promised { incarnation, report, received: now });
@@ -213,7 +222,9 @@ impl Replica {
         let waited = now.since(decided);
         let install = Install { lease_left: install.lease_left.saturating_sub(waited), ..install };
         for to in install.members.iter().filter(|m| *m != me) {
-            out.push(Action::Send { to, message: Message::Install(install) });
+            if attempt.is_promised_by(to, self.peers[to.index()].incarnation) {
+                out.push(Action::Send { to, message: Message::Install(install) });
+            }
         }
         if install.members.contains(me) {
             self.on_install(now, me, install, out);
@@ -372,11 +383,15 @@ impl Replica {
                 }
             }
             Some((install, decided)) => {
+                let me = self.settings.me;
+                let gone = |m: ServerId| {
+                    let life = self.peers[m.index()].incarnation;
+                    self.is_silent(now, m) || !attempt.is_promised_by(m, life)
+                };
+                let dead = install.members.iter().any(|m| m != me && gone(m));
                 if beat {
                     self.send_installs(now, out);
                 }
-                let me = self.settings.me;
-                let dead = install.members.iter().any(|m| m != me && self.is_silent(now, m));
                 let long = now.since(decided) > 50 * self.settings.failure_timeout;
                 let hopeless = dead || long || forsaken;
                 if hopeless && now >= self.retry_at {

@@ -12,7 +12,7 @@ const MAGIC: u32 = 0x4852_5056; // "HRPV"
 const VERSION: u32 = 1;
 
 /// The content of the view file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Durable {
     /// The group this disk belongs to.
     pub group: [u8; 16],

@@ -8,7 +8,7 @@ use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
 /// The replicated configuration: who counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Configuration {
     /// The admitted disk of each server; a server under another disk counts for nothing (rule 3).
     pub disks: [u64; SERVERS_MAX],
@@ -17,7 +17,7 @@ pub struct Configuration {
 }
 
 /// A message with what rule 6 demands of every message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Envelope {
     /// Sender.
     pub from: ServerId,
@@ -30,7 +30,7 @@ pub struct Envelope {
 }
 
 /// What a server tells of itself when it promises (rule 2: the material of the three predicates).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Report {
     /// Highest formed view.
     pub formed: View,
@@ -55,7 +55,7 @@ pub struct Report {
 }
 
 /// Heartbeat between any two servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Presence {
     /// Highest promised view.
     pub promised: View,
@@ -83,7 +83,7 @@ pub struct Presence {
 }
 
 /// Phase 2: what the new view is and where its log is to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Install {
     /// The view being formed.
     pub view: View,
@@ -108,7 +108,7 @@ pub struct Install {
 }
 
 /// The primary's word to a member: records, or none as a heartbeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prepare {
     /// The view.
     pub view: View,
@@ -131,7 +131,7 @@ pub struct Prepare {
 }
 
 /// A member's answer to [`Prepare`], cumulative.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PrepareOk {
     /// The view.
     pub view: View,
@@ -148,7 +148,7 @@ pub struct PrepareOk {
 }
 
 /// Everything servers say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::large_enum_variant)] // built, sent and dropped at once; the hot ones are the small ones
 pub enum Message {
     /// Heartbeat; never dropped for its view.
@@ -233,7 +233,7 @@ pub enum Message {
 }
 
 /// Committed records for a server that catches up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Past {
     /// The formed view of the sender.
     pub view: View,

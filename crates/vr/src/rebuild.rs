@@ -16,7 +16,7 @@ pub const PART_TIMEOUTS: u64 = 10;
 const HOLD_TIMEOUTS: u64 = 20;
 
 /// An image that is not whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Loading {
     /// The view whose copies are asked; with another view others are.
     view: View,
@@ -27,14 +27,14 @@ pub(crate) struct Loading {
     op: Op,
     /// What is loaded is at or above this op, and so is what will be: so far the log may be redone.
     loaded: Op,
-    asked: Nanos,
+    pub(crate) asked: Nanos,
     /// The caller has no room for more parts until one is loaded.
     paused: bool,
     /// The last part is at hand.
     ended: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     /// What was there before is still to be thrown away.
     Full,

@@ -14,7 +14,7 @@ use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
 /// The protocol's settings. Times are in nanoseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// The group's shape.
     pub shape: Shape,
@@ -35,7 +35,7 @@ pub struct Settings {
 }
 
 /// What is known of a log by its ends. `end < begin` when it is empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogFacts {
     /// First op held.
     pub begin: Op,
@@ -46,7 +46,7 @@ pub struct LogFacts {
 }
 
 /// Where a server stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
     /// In no running view: starting, catching up, or an idle witness.
     Outside { since: Nanos },
@@ -61,7 +61,7 @@ pub(crate) enum Stage {
 }
 
 /// What only a primary keeps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PrimaryState {
     /// Members that formed the view.
     pub installed: ServerSet,
@@ -74,7 +74,7 @@ pub(crate) struct PrimaryState {
 }
 
 /// What is known of another server.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Peer {
     pub incarnation: Incarnation,
     /// When it was last heard; zero: never.
@@ -101,7 +101,7 @@ pub(crate) struct Peer {
 }
 
 /// The running view as a server outside of it knows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Running {
     pub view: View,
     pub members: ServerSet,
@@ -111,7 +111,7 @@ pub(crate) struct Running {
 }
 
 /// A committed prefix being gathered outside of the current log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Staged {
     pub begin: Op,
     pub end: Op,
@@ -120,7 +120,7 @@ pub(crate) struct Staged {
 }
 
 /// One server's protocol state machine. Every method takes the time from the caller.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Replica {
     pub(crate) settings: Settings,
     pub(crate) durable: Durable,

@@ -8,7 +8,7 @@ use crate::replica::Replica;
 use crate::types::Op;
 
 /// What a server could still take in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Room {
     /// The image stood here when its free blocks were counted: what lies above takes some of them.
     pub op: Op,

@@ -202,7 +202,7 @@ impl Nanos {
 }
 
 /// The group's shape: n+1 copies first, then n witnesses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// How many failures the group rides out.
     pub n: u8,

@@ -1,0 +1,134 @@
+//! A coordinator between phase 1 and phase 2.
+//! Owns: one server that coordinates, told by hand what the others say.
+//! Source: docs/protocol.md, rules 3 and 6; docs/notes/model.md.
+
+mod common;
+
+use common::{MS, settings};
+use harp_vr::*;
+
+const SHAPE: Shape = Shape { n: 1 };
+const ME: ServerId = ServerId(1);
+const PRIMARY: ServerId = ServerId(0);
+const WITNESS: ServerId = ServerId(2);
+
+fn configuration() -> Configuration {
+    let mut disks = [0; SERVERS_MAX];
+    disks[..3].copy_from_slice(&[10, 11, 12]);
+    Configuration { disks, needs_image: ServerSet::EMPTY }
+}
+
+/// The backup of a view that held nothing, as it starts again.
+fn backup() -> Replica {
+    let view = View::new(0, 1, 1, PRIMARY);
+    let members = SHAPE.copies().collect();
+    let durable = Durable {
+        group: [1; 16],
+        incarnation: Incarnation { disk: 11, start: 2 },
+        promised: view,
+        formed: view,
+        members,
+        log_void: false,
+        configuration: configuration(),
+        settled: Op::ZERO,
+    };
+    let start = Start {
+        durable,
+        persist_sequence: 0,
+        log: LogFacts { begin: Op(1), end: Op(0), durable: Op(0) },
+        tag: Some(view),
+        tag_members: members,
+        tag_configuration: configuration(),
+        cp: Op(0),
+        image: Some(Op(0)),
+        image_whole: true,
+    };
+    Replica::new(settings(SHAPE, ME), start, Nanos(MS))
+}
+
+/// What the primary of that view reports; one record is in its log that this server lacks.
+fn report(view: View) -> Report {
+    Report {
+        formed: view,
+        members: SHAPE.copies().collect(),
+        log: Some((Op(1), Op(1))),
+        cp: Op(0),
+        image: Some(Op(0)),
+        glb: Op(0),
+        level: Op(0),
+        lease_left: 0,
+        configuration: configuration(),
+        settled: configuration(),
+    }
+}
+
+struct Coordinator {
+    replica: Replica,
+    now: Nanos,
+    out: Vec<Action>,
+}
+
+impl Coordinator {
+    fn hear(&mut self, from: ServerId, from_incarnation: Incarnation, message: Message) {
+        let to_incarnation = Incarnation { disk: 11, start: 2 };
+        let envelope = Envelope { from, from_incarnation, to_incarnation, message };
+        self.replica.on_message(self.now, &envelope, &mut self.out);
+    }
+
+    /// Time passes, and writes of the view file end at once.
+    fn wait(&mut self, millis: u64) {
+        self.now = self.now.plus(millis * MS);
+        self.replica.tick(self.now, &mut self.out);
+        for sequence in self.out.clone().into_iter().filter_map(|action| match action {
+            Action::Persist { sequence, .. } => Some(sequence),
+            _ => None,
+        }) {
+            self.replica.on_persisted(self.now, sequence, &mut self.out);
+        }
+    }
+
+    fn installs(&self, server: ServerId) -> usize {
+        let to_server = |action: &&Action| matches!(action, Action::Send { to, message: Message::Install(_) } if *to == server);
+        self.out.iter().filter(to_server).count()
+    }
+}
+
+/// The primary promises a view, and is to be its member and to hand out its log; it loses its disk. On the new one it
+/// knows of no promise, so that an old invitation makes it promise again. Phase 2 is not for this life of it: it
+/// counts for nothing, does not hold what it reported, and may have promised more in between.
+#[test]
+fn coordinator_member_lost_its_disk_after_its_promise_phase_two_is_not_for_the_new_one() {
+    let mut c = Coordinator { replica: backup(), now: Nanos(MS), out: Vec::new() };
+    let (old, new) = (Incarnation { disk: 10, start: 1 }, Incarnation { disk: 20, start: 1 });
+    let nobody = Message::Decline { view: View::NONE, promised: View::NONE };
+    c.hear(WITNESS, Incarnation { disk: 12, start: 1 }, nobody);
+    c.hear(PRIMARY, old, nobody);
+    c.wait(400); // nobody serves
+    c.hear(WITNESS, Incarnation { disk: 12, start: 1 }, nobody);
+    c.hear(PRIMARY, old, nobody);
+    c.wait(10);
+    let view = c.replica.promised();
+    assert!(view > View::new(0, 1, 1, PRIMARY), "it coordinates");
+    c.hear(PRIMARY, old, Message::Promise { view, report: report(c.replica.formed()) });
+    c.wait(30); // no longer than it waits for the witness
+    assert_eq!(c.installs(PRIMARY), 1, "{:?}", c.out);
+
+    let nothing = Configuration { disks: [0; SERVERS_MAX], needs_image: ServerSet::EMPTY };
+    let emptied = Report {
+        formed: View::NONE,
+        members: ServerSet::EMPTY,
+        log: None,
+        image: None,
+        configuration: nothing,
+        settled: nothing,
+        ..report(view)
+    };
+    c.hear(PRIMARY, new, Message::Promise { view, report: emptied });
+    c.wait(20);
+    assert_eq!(c.installs(PRIMARY), 1, "{:?}", c.out);
+    // It tries anew, without the promise that is lost.
+    c.wait(400);
+    c.hear(WITNESS, Incarnation { disk: 12, start: 1 }, nobody);
+    c.wait(10);
+    assert!(c.replica.promised() > view);
+}
