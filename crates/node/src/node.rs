@@ -672,7 +672,7 @@ impl Node {
             primary: replica.primary(),
             fp: self.log.growing().end(),
             cp: replica.cp().0,
-            ap: self.copy.as_ref().map_or(0, |c| c.shadow_op.min(replica.cp().0)),
+            ap: self.copy.as_ref().map_or(0, |_| replica.ap().0),
             lb: self.copy.as_ref().filter(|c| c.load.is_none()).map_or(0, |c| c.lb),
             glb,
             lease_left: replica.lease_until().since(now.steady),

@@ -35,7 +35,7 @@ pub(crate) struct Load {
     waiting: VecDeque<Part>,
     waiting_bytes: usize,
     /// A job of the load is under way.
-    busy: bool,
+    pub busy: bool,
     /// Op of the newest part loaded.
     newest: u64,
     /// Every part is loaded.

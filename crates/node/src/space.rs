@@ -152,7 +152,11 @@ impl Node {
     pub(crate) fn on_no_room(&mut self, now: Now, frozen: Frozen, out: &mut Output) {
         let copy = self.copy.as_mut().expect("only copies checkpoint");
         let checkpoint = copy.checkpoint.as_mut().expect("a checkpoint nobody asked for");
-        if !std::mem::replace(&mut copy.no_room, true) {
+        let again = std::mem::replace(&mut copy.no_room, true);
+        if again && copy.load.as_ref().is_some_and(|load| !load.busy) {
+            // What it loaded is too far behind to take everything since at once; a newer image has less to take.
+            self.replica.rebuild_anew();
+        } else if !again {
             let text = "the image cannot take in what is in the log: the disk is full; tried again until there is room";
             out.notices.push(Notice::Remark { text: text.into() });
         }

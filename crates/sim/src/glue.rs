@@ -191,6 +191,7 @@ pub fn pulse(node: &Node, clock: &Clock, at: u64, life: u32) -> Pulse {
         ap: status.ap,
         lb: status.lb,
         glb: status.glb,
+        marked: node.replica().durable().configuration.needs_image,
         lease_until,
     }
 }

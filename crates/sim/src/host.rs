@@ -67,6 +67,8 @@ pub struct Process {
     pub wake_due: u64,
     /// Its commit point at its last turn.
     pub cp: u64,
+    /// Its LB before its last turn, and after it; `None` without a whole image.
+    pub images: (Option<u64>, Option<u64>),
     /// Up to here the observer has seen the records it counts as committed.
     pub counted: u64,
     /// It dies at the end of its next turn, in the middle of what the turn wanted done.
@@ -91,6 +93,7 @@ impl Process {
             wake_at: Nanos(0),
             wake_due: u64::MAX,
             cp: 0,
+            images: (None, None),
             counted: 0,
             dies_next_turn: false,
             stalls_next_turn: 0,

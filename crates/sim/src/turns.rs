@@ -4,7 +4,7 @@
 //! Invariant: outputs leave when the turn ends; a process that dies there lets a first part go.
 
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
-use harp_node::vr::{Message, ServerId};
+use harp_node::vr::{Message, Op, ServerId};
 use harp_node::wire::record::{self, Split};
 use harp_node::{Event, LookedUp, Notice, Now, Output, StoreJob};
 
@@ -147,6 +147,8 @@ impl World {
         }
         process.counted = process.counted.max(counted);
         process.cp = pulse.cp;
+        let whole = process.node.replica().has_image();
+        process.images = (process.images.1, whole.then_some(pulse.lb));
         self.observer.turn_ended(&pulse)?;
         Ok(pulse)
     }
@@ -157,10 +159,14 @@ impl World {
             return Ok(());
         }
         let host = &self.hosts[pulse.server.index()];
-        let replica = host.process.as_ref().expect("it lives").node.replica();
+        let process = host.process.as_ref().expect("it lives");
+        let replica = process.node.replica();
         let Some(refusal) = replica.refusal() else { return Ok(()) };
-        let own =
-            (replica.durable().incarnation.disk, replica.report(host.clock.read(pulse.at).steady));
+        let mut report = replica.report(host.clock.read(pulse.at).steady);
+        // It may have refused before its image moved, or became whole, in this very turn.
+        let before = process.images.0.map(Op);
+        report.image = report.image.zip(before).map(|(now, before)| now.min(before));
+        let own = (replica.durable().incarnation.disk, report);
         // By a clock that is as fast as may be.
         let timeout = self.profile.failure_timeout;
         let silence = timeout - timeout.min(timeout * 2 * self.profile.clock_ppm_max / 1_000_000);

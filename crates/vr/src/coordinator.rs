@@ -235,11 +235,16 @@ impl Replica {
     pub(crate) fn judge(&self, now: Nanos) -> Result<Install, Refusal> {
         let attempt = self.attempt.as_ref().expect("only an attempt is judged");
         let need = self.settings.shape.quorum();
+        // Its own image may have moved on, or become whole, since it promised.
+        let mut promises = attempt.promises;
+        if let Some(own) = &mut promises[self.me_index()] {
+            own.report.image = self.report(now).image;
+        }
         let all: Vec<(ServerId, &Promised)> = self
             .settings
             .shape
             .servers()
-            .filter_map(|s| attempt.promises[s.index()].as_ref().map(|p| (s, p)))
+            .filter_map(|s| promises[s.index()].as_ref().map(|p| (s, p)))
             .collect();
         // The adopted history names the admitted disks; it is the best log's configuration.
         let best = all.iter().filter(|(_, p)| p.report.log.is_some());
@@ -301,9 +306,7 @@ impl Replica {
     /// Where the image of a copy stands that was at `lb` when it promised: it may have moved on since, and GLB
     /// with it.
     fn newest_lb(&self, server: ServerId, lb: Op) -> u64 {
-        let heard = self.peers[server.index()].lb;
-        let now = if server == self.settings.me { self.image.unwrap_or_default() } else { heard };
-        lb.max(now).0
+        lb.max(self.peers[server.index()].lb).0
     }
 
     /// n+1 members: copies that are level first, then witnesses (the best informed first), then copies that

@@ -232,11 +232,12 @@ impl Replica {
         assert!(self.image.is_some_and(|lb| lb >= loading.op), "the log is not redone far enough");
     }
 
-    /// Parts do not fit together: begin anew.
+    /// Parts do not fit together, or the image has no room for what came since: begin anew.
     pub fn rebuild_anew(&mut self) {
         let loading = self.loading.as_mut().expect("parts of an image nobody wants");
-        assert!(matches!(loading.state, State::Empty | State::Partial), "no parts are wanted");
-        *loading = Loading::new();
+        if !matches!(loading.state, State::Full | State::Emptying) {
+            *loading = Loading::new();
+        }
     }
 
     // ----- the copy that is asked -----
@@ -307,7 +308,8 @@ impl Replica {
                 (peer.incarnation.disk, peer.presence.is_some_and(whole))
             };
             let admitted = disk == self.configuration.disks[server.index()];
-            if admitted && whole && !self.admitting.contains(server) {
+            let here = server == self.settings.me || !self.is_silent(now, server);
+            if here && admitted && whole && !self.admitting.contains(server) {
                 self.admitting.insert(server);
                 out.push(Action::LogConfiguration(ConfigurationChange::HasImage { server }));
             }

@@ -295,6 +295,11 @@ impl Replica {
         held.max(self.image.unwrap_or_default())
     }
 
+    /// Records up to here are applied.
+    pub fn ap(&self) -> Op {
+        self.ap
+    }
+
     /// Lowest LB among the copies that count.
     pub fn glb(&self) -> Op {
         self.glb
@@ -563,6 +568,8 @@ impl Replica {
             self.durable.configuration.change(self.settings.shape, change);
             self.durable.settled = op;
         }
+        // A mark acts from here on, before anybody asks whether it may be taken back.
+        self.advance_glb();
         self.persist(out);
     }
 

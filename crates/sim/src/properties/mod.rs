@@ -122,6 +122,8 @@ pub struct Pulse {
     pub lb: u64,
     /// Known GLB.
     pub glb: u64,
+    /// The copies that need an image, by what it knows to be settled.
+    pub marked: harp_node::vr::ServerSet,
     /// True time at which its lease ends, by its own clock; 0 without one.
     pub lease_until: u64,
 }

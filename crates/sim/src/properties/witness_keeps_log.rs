@@ -18,6 +18,9 @@ pub struct WitnessKeepsLog {
     /// The view that each had formed when it was last seen, and when its log was damaged.
     formed: [View; SERVERS_MAX],
     damaged: [Option<View>; SERVERS_MAX],
+    /// What the primary of the highest view that served knows to be marked: a record in the log that all members of a
+    /// view formed it with is settled, whether or not its primary may commit yet.
+    settled: (View, ServerSet),
     /// The newest LB of each copy; one whose disk was lost needs nothing that it did not need before.
     images: [u64; SERVERS_MAX],
 }
@@ -32,11 +35,15 @@ impl WitnessKeepsLog {
     /// A server started, or its turn ended. `marked`: the copies that need an image, by committed records.
     pub fn check(&mut self, shape: Shape, pulse: &Pulse, marked: ServerSet) -> Verdict {
         let index = pulse.server.index();
+        if pulse.serving && pulse.formed >= self.settled.0 {
+            self.settled = (pulse.formed, pulse.marked);
+        }
         if pulse.copy {
             self.images[index] = self.images[index].max(pulse.lb);
             return Ok(());
         }
-        let counted = shape.copies().filter(|copy| !marked.contains(*copy));
+        let exempt = |copy: &ServerId| marked.contains(*copy) || self.settled.1.contains(*copy);
+        let counted = shape.copies().filter(|copy| !exempt(copy));
         let needed_above = counted.map(|copy| self.images[copy.index()]).min().unwrap_or(u64::MAX);
         let owed = &mut self.owed[index];
         self.formed[index] = pulse.formed;
