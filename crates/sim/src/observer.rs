@@ -237,6 +237,7 @@ impl Observer {
     pub fn ended(&mut self, server: ServerId) {
         self.pulses[server.index()] = None;
         self.refusals.ended(server);
+        self.glb_bound.ended(server);
         self.one_lease.ended(server);
     }
 

@@ -1,5 +1,6 @@
 //! GLB never passes the LB of a designated copy that the group counts on.
-//! Owns: the highest GLB that any server ever knew.
+//! Owns: the GLB that each server knows or trimmed its log to. One that was said and that nobody acted on is
+//! forgotten with those who knew it.
 //! Never: counts copies whose disk was lost, or that a committed record marks `needs image`.
 //! Source: property 11, rule 10.
 
@@ -10,10 +11,12 @@ use super::{Pulse, Verdict, require};
 /// The property, in words.
 pub const NAME: &str = "11, nothing at or below GLB is needed";
 
-/// The highest GLB, and who is exempt.
+/// The GLB of each server, and who is exempt.
 #[derive(Debug, Default)]
 pub struct GlbBound {
-    highest: u64,
+    /// What each server knows while it runs, and what its log was trimmed to.
+    known: [u64; SERVERS_MAX],
+    trimmed: [u64; SERVERS_MAX],
     emptied: [bool; SERVERS_MAX],
 }
 
@@ -21,20 +24,33 @@ impl GlbBound {
     /// The disk of `server` is gone.
     pub fn wiped(&mut self, server: ServerId) {
         self.emptied[server.index()] = true;
+        self.trimmed[server.index()] = 0;
+    }
+
+    /// A server's process ended.
+    pub fn ended(&mut self, server: ServerId) {
+        self.known[server.index()] = 0;
+    }
+
+    fn highest(&self) -> u64 {
+        self.known.iter().chain(&self.trimmed).copied().max().unwrap_or(0)
     }
 
     /// A server started, or its turn ended. `needs_image`: a committed record says so of it.
     pub fn check(&mut self, pulse: &Pulse, needs_image: bool) -> Verdict {
-        self.highest = self.highest.max(pulse.glb);
+        let index = pulse.server.index();
+        self.known[index] = pulse.glb;
+        self.trimmed[index] = if pulse.complete { pulse.log_begin - 1 } else { 0 };
+        let highest = self.highest();
         let emptied = &mut self.emptied[pulse.server.index()];
         // What GLB counted on may have been lost before anybody said that GLB.
-        if pulse.lb > 0 && pulse.lb >= self.highest {
+        if pulse.lb > 0 && pulse.lb >= highest {
             *emptied = false;
         }
         let counts = pulse.copy && !*emptied && !needs_image;
-        require(NAME, !counts || pulse.lb >= self.highest, || {
-            let (server, lb, glb) = (pulse.server, pulse.lb, self.highest);
-            format!("the image of {server} is at {lb}, GLB was said to be {glb}")
+        require(NAME, !counts || pulse.lb >= highest, || {
+            let (server, lb, glb) = (pulse.server, pulse.lb, highest);
+            format!("the image of {server} is at {lb}, GLB is {glb} for some server")
         })
     }
 }
