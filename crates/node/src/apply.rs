@@ -75,14 +75,14 @@ impl Node {
                 let operation = operation.map_err(|error| error.to_string())?;
                 let effects_at = at.0 + record::STAMP_BYTES as u64;
                 let applied = copy.shadow.apply(op, operation.effects, effects_at, &self.bytes);
-                applied.map_err(|error| format!("{error:?}"))?;
+                applied.map_err(|error| error.to_string())?;
                 let Operation { stamp, reply, .. } = operation;
                 copy.clients.record(op, header.time, &stamp, reply, at.0);
             }
             other => {
                 let effects = if other == kind::ACCESSES { record.body } else { &[] };
                 let applied = copy.shadow.apply(op, effects, at.0, &self.bytes);
-                applied.map_err(|error| format!("{error:?}"))?;
+                applied.map_err(|error| error.to_string())?;
                 // An image that is being loaded has no digest.
                 if other == kind::BARRIER && copy.load.is_none() {
                     copy.barrier = Some(op);

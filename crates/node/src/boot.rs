@@ -172,7 +172,8 @@ impl Node {
     }
 
     /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness.
-    /// `suspects`: what this server's last process left behind. `clock` is read when the log is: reading it takes time, and what is to be waited for counts from then on.
+    /// `suspects`: what this server's last process left behind. `clock` is read when the log is: reading it takes
+    /// time, and what is to be waited for counts from then on.
     pub fn boot(
         settings: Settings,
         disk: &mut dyn LogDisk,

@@ -154,8 +154,7 @@ impl Node {
         let checkpoint = copy.checkpoint.as_mut().expect("a checkpoint nobody asked for");
         let again = std::mem::replace(&mut copy.no_room, true);
         if again && copy.load.as_ref().is_some_and(|load| !load.busy) {
-            // What it loaded is too far behind to take everything since at once; a newer image has less to take.
-            self.replica.rebuild_anew();
+            self.replica.on_image_without_room();
         } else if !again {
             let text = "the image cannot take in what is in the log: the disk is full; tried again until there is room";
             out.notices.push(Notice::Remark { text: text.into() });

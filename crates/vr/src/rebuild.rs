@@ -232,10 +232,18 @@ impl Replica {
         assert!(self.image.is_some_and(|lb| lb >= loading.op), "the log is not redone far enough");
     }
 
-    /// Parts do not fit together, or the image has no room for what came since: begin anew.
+    /// Parts do not fit together: begin anew.
     pub fn rebuild_anew(&mut self) {
         let loading = self.loading.as_mut().expect("parts of an image nobody wants");
-        if !matches!(loading.state, State::Full | State::Emptying) {
+        assert!(matches!(loading.state, State::Empty | State::Partial), "no parts are wanted");
+        *loading = Loading::new();
+    }
+
+    /// The image that is being loaded has no room for what came since its parts were read: a newer one has less to
+    /// take in. Nothing changes where it is about to be thrown away.
+    pub fn on_image_without_room(&mut self) {
+        let loading = self.loading.as_mut().expect("an image is being loaded");
+        if matches!(loading.state, State::Partial | State::Loaded) {
             *loading = Loading::new();
         }
     }

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::VecDeque;
 
-use common::{MS, settings};
+use common::{MS, durable, settings};
 use harp_vr::*;
 
 struct Server {
@@ -66,16 +66,9 @@ impl Cluster {
         let first = View::new(0, 1, 0, ServerId(0));
         let members: ServerSet = shape.copies().collect();
         let servers = shape.servers().map(|me| {
-            let durable = Durable {
-                group: [1; 16],
-                incarnation: Incarnation { disk: disks[me.index()], start: 0 },
-                promised: first,
-                formed: first,
-                members,
-                log_void: false,
-                configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
-                settled: Op::ZERO,
-            };
+            let incarnation = Incarnation { disk: disks[me.index()], start: 0 };
+            let configuration = Configuration { disks, needs_image: ServerSet::EMPTY };
+            let durable = durable(shape, incarnation, first, configuration);
             let start = Start {
                 durable,
                 persist_sequence: 0,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{MS, settings};
+use common::{MS, durable, settings};
 use harp_vr::*;
 
 const SHAPE: Shape = Shape { n: 1 };
@@ -22,16 +22,7 @@ fn configuration() -> Configuration {
 fn backup() -> Replica {
     let view = View::new(0, 1, 1, PRIMARY);
     let members = SHAPE.copies().collect();
-    let durable = Durable {
-        group: [1; 16],
-        incarnation: Incarnation { disk: 11, start: 2 },
-        promised: view,
-        formed: view,
-        members,
-        log_void: false,
-        configuration: configuration(),
-        settled: Op::ZERO,
-    };
+    let durable = durable(SHAPE, Incarnation { disk: 11, start: 2 }, view, configuration());
     let start = Start {
         durable,
         persist_sequence: 0,

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{MS, settings};
+use common::{MS, durable, settings};
 use harp_vr::*;
 
 const N: u8 = 2;
@@ -24,16 +24,7 @@ fn configuration() -> Configuration {
 fn outsider() -> Replica {
     let shape = Shape { n: N };
     let first = View::new(0, 1, 0, CUT_OFF);
-    let durable = Durable {
-        group: [1; 16],
-        incarnation: incarnation(ME),
-        promised: first,
-        formed: first,
-        members: shape.copies().collect(),
-        log_void: false,
-        configuration: configuration(),
-        settled: Op::ZERO,
-    };
+    let durable = durable(shape, incarnation(ME), first, configuration());
     let start = Start {
         durable,
         persist_sequence: 0,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{MS, settings};
+use common::{MS, durable, settings};
 use harp_vr::*;
 
 const SHAPE: Shape = Shape { n: 1 };
@@ -22,16 +22,9 @@ fn restart_old_change_in_the_log_does_not_undo_a_newer_one_that_is_settled() {
     let configuration = Configuration { disks, needs_image: ServerSet::EMPTY };
     let view = View::new(0, 1, 295, ME);
     let members = SHAPE.copies().collect();
-    let durable = Durable {
-        group: [1; 16],
-        incarnation: Incarnation { disk: 10, start: 2 },
-        promised: view,
-        formed: view,
-        members,
-        log_void: false,
-        configuration,
-        settled: Op(222),
-    };
+    let incarnation = Incarnation { disk: 10, start: 2 };
+    let durable = durable(SHAPE, incarnation, view, configuration);
+    let durable = Durable { settled: Op(222), ..durable };
     let start = Start {
         durable,
         persist_sequence: 0,

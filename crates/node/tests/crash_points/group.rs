@@ -352,7 +352,7 @@ impl Group {
         self.wall = wall;
         let mut call = Vec::new();
         let xid = self.xid();
-        let procedure = procedure(request);
+        let procedure = nfs3::procedure_of(request);
         let auth = root();
         let mark = rpc::begin_call(xid, nfs3::PROGRAM, nfs3::VERSION, procedure, &auth, &mut call);
         nfs3::encode_args(request, &mut call);
@@ -444,26 +444,4 @@ fn root() -> rpc::Auth<'static> {
 pub fn results(reply: &[u8]) -> Result<&[u8], String> {
     let reply = rpc::decode_reply(reply).map_err(|error| format!("no reply: {error:?}"))?;
     reply.outcome.map_err(|refusal| format!("refused: {refusal:?}"))
-}
-
-fn procedure(request: &Request<'_>) -> u32 {
-    use nfs3::proc;
-    match request {
-        Request::GetAttr { .. } => proc::GETATTR,
-        Request::SetAttr { .. } => proc::SETATTR,
-        Request::Lookup { .. } => proc::LOOKUP,
-        Request::ReadLink { .. } => proc::READLINK,
-        Request::Read { .. } => proc::READ,
-        Request::Write { .. } => proc::WRITE,
-        Request::Create { .. } => proc::CREATE,
-        Request::MkDir { .. } => proc::MKDIR,
-        Request::SymLink { .. } => proc::SYMLINK,
-        Request::MkNod { .. } => proc::MKNOD,
-        Request::Remove { .. } => proc::REMOVE,
-        Request::RmDir { .. } => proc::RMDIR,
-        Request::Rename { .. } => proc::RENAME,
-        Request::Link { .. } => proc::LINK,
-        Request::ReadDirPlus { .. } => proc::READDIRPLUS,
-        other => unreachable!("no test asks for {other:?}"),
-    }
 }

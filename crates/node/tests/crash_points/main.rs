@@ -16,7 +16,7 @@ mod group;
 mod model;
 mod redo;
 #[path = "../../../fs/tests/common/rng.rs"]
-#[allow(dead_code)] // as above
+#[allow(dead_code)] // made for the tests of harp-fs, which draw in more ways
 mod rng;
 mod story;
 mod tree;
