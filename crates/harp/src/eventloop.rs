@@ -505,6 +505,7 @@ impl EventLoop {
             }
             Notice::Refusing { why } => self.tell(ToSupervisor::Refusing { why }),
             Notice::Remark { text } => self.tell(ToSupervisor::Remark { text }),
+            Notice::WrittenOut { .. } => unreachable!("nobody asked for it"),
             Notice::Fatal { why } => {
                 self.tell(ToSupervisor::Fatal { why: why.clone() });
                 self.end = Some(End::Fatal(why));

@@ -130,7 +130,7 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
         let disk = FileLogDisk::open(dir, segment_bytes, segments_max)
             .map_err(|error| HarpError::file("open the log in", dir, error))?;
         let ring = Ring::new(Arc::new(RingMapping::new(ring_bytes as usize)?));
-        let settings = LogSettings { segment_bytes, segments_max, start };
+        let settings = LogSettings { segment_bytes, segments_max, start, keeps_clean_mark: false };
         let recovered = recover(&mut Untouched(disk), ring, settings)?;
         let body = recovered.log.current();
         let fits = body.memory_begin() <= op + 1 || body.end() <= op;

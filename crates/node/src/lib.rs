@@ -17,6 +17,7 @@ mod rebuild;
 pub mod record;
 mod serve;
 mod space;
+mod write_out;
 
 pub use api::*;
 pub use boot::{BootError, first_view};

@@ -148,6 +148,7 @@ enum Lasting {
     OneWay(ServerId, ServerId),
     SlowServer(ServerId),
     SlowDisk(ServerId),
+    Battery(ServerId),
 }
 
 /// What the nemesis keeps.
@@ -217,6 +218,7 @@ impl World {
             Lasting::OneWay(from, to) => self.network.cut(from, to, false),
             Lasting::SlowServer(server) => self.hosts[server.index()].turn_slowness = 1,
             Lasting::SlowDisk(server) => self.hosts[server.index()].disk_slowness = 1,
+            Lasting::Battery(server) => self.on_battery(server, false),
         }
     }
 
@@ -262,6 +264,16 @@ impl World {
 
     fn strike_process(&mut self, fault: Fault, server: ServerId) {
         match fault {
+            Fault::Power | Fault::GroupPower if self.profile.is_ups() => {
+                let hit = match fault {
+                    Fault::Power => ServerSet::from_iter([server]),
+                    _ => self.all_servers(),
+                };
+                self.strike_power(hit, server);
+            }
+            Fault::Crash if self.profile.is_ups() && self.nemesis.rng.chance(200) => {
+                self.end(server, false);
+            }
             Fault::GroupPower => {
                 for server in self.all_servers().iter() {
                     self.crash(server, true);
@@ -275,6 +287,33 @@ impl World {
             }
             _ => {
                 self.crash(server, fault == Fault::Power);
+                self.restart_later(server);
+            }
+        }
+    }
+
+    /// The mains fail for machines with batteries. At most one log, that of `victim`, is lost, and only if the
+    /// group can bear it; the others' are written out in time, or the mains are back before that.
+    fn strike_power(&mut self, hit: ServerSet, victim: ServerId) {
+        let bearable = self.stands();
+        let rng = &mut self.nemesis.rng;
+        let (flaps, loses, torn) = (rng.chance(300), rng.chance(600), rng.chance(600));
+        let mean = *rng.pick(&[MILLI / 10, MILLI]);
+        let soon = rng.wait(mean);
+        for server in hit.iter() {
+            if flaps {
+                self.on_battery(server, true);
+                self.last(Lasting::Battery(server));
+            } else if server != victim || !loses || bearable.is_none() {
+                self.end(server, true);
+            } else if torn && self.hosts[server.index()].is_up() {
+                let (view, _) = bearable.expect("looked at above");
+                self.end(server, true);
+                self.observer.log_doubtful(server, view);
+                let life = self.hosts[server.index()].life;
+                self.queue.put(self.now + soon, Due::PowerOff { server, life });
+            } else {
+                self.crash(server, true);
                 self.restart_later(server);
             }
         }
@@ -398,7 +437,10 @@ impl World {
             LogLoss::SegmentsGone,
             LogLoss::BitFlipped,
         ]);
-        let power = self.nemesis.rng.chance(500);
+        // A flipped bit on the disk does not matter while the log lies in memory; it would be forgotten here, and
+        // found long after.
+        let flipped = how == LogLoss::BitFlipped && self.profile.is_ups();
+        let power = self.nemesis.rng.chance(500) || flipped;
         self.crash(server, power);
         self.lose_log(server, how);
         self.restart_later(server);

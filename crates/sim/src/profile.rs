@@ -6,6 +6,7 @@
 //! Times are a tenth of a deployment's, so that a few thousand operations see many failovers.
 
 use harp_node::fs::atime::AccessTimes;
+use harp_node::log::{MemoryTie, Ring};
 use harp_node::vr::{Planted, ServerId, Shape};
 use harp_node::{Durability, Export, Settings};
 
@@ -164,6 +165,8 @@ pub struct Profile {
     pub checkpoint_bytes: u64,
     /// Blocks that a copy's store may have.
     pub store_blocks: u64,
+    /// Where records count as held.
+    pub durability: Durability,
     image_part_bytes: usize,
     cache_bytes: u64,
     access_times: AccessTimes,
@@ -202,6 +205,7 @@ impl Profile {
             heartbeat: 2 * MILLI,
             checkpoint_bytes: 256 << 10,
             store_blocks: STORE_BLOCKS,
+            durability: Durability::Disk,
             image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
             access_times: AccessTimes::Relative,
@@ -226,6 +230,9 @@ impl Profile {
         profile.access_times = *rng.pick(&[AccessTimes::Relative, AccessTimes::Off]);
         if rng.chance(200) {
             profile.store_blocks = rng.between(60, 200);
+        }
+        if rng.chance(333) {
+            profile.durability = Durability::Ups;
         }
         profile
     }
@@ -272,7 +279,7 @@ impl Profile {
             me,
             group: key(),
             handle_key: key(),
-            durability: Durability::Disk,
+            durability: self.durability,
             heartbeat: self.heartbeat,
             failure_timeout: self.failure_timeout,
             lease: self.lease,
@@ -288,6 +295,22 @@ impl Profile {
             nfs_port: 2049,
             planted: self.wish.planted,
         }
+    }
+
+    /// Whether records count in memory.
+    pub fn is_ups(&self) -> bool {
+        self.durability == Durability::Ups
+    }
+
+    /// Memory for the ring of `server`, the `count`th of its machine: as good as new.
+    pub fn ring(&self, server: ServerId, count: u64) -> Ring {
+        if !self.is_ups() {
+            return Ring::on_heap(RING_BYTES);
+        }
+        let mut boot = [0; 16];
+        boot[..8].copy_from_slice(&count.to_le_bytes());
+        let tie = MemoryTie { boot, group: self.settings(server).group, server: server.0, disk: 0 };
+        Ring::outliving_on_heap(RING_BYTES, count, &tie)
     }
 
     /// An empty log disk for one server.

@@ -6,7 +6,7 @@
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
 use harp_node::vr::{Message, ServerId};
 use harp_node::wire::record::{self, Split};
-use harp_node::{Event, Notice, Now, Output, StoreJob};
+use harp_node::{Event, Notice, Now, Output, Power, StoreJob};
 
 use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
@@ -96,6 +96,12 @@ impl World {
                     node.step(now, Event::Disk(done), out);
                 }
                 Incoming::Store(done) => node.step(now, Event::Store(done), out),
+                Incoming::Power(power) => {
+                    if power == Power::Ending {
+                        self.observer.ending.told(server, self.hosts[server.index()].life);
+                    }
+                    node.step(now, Event::Power(power), out);
+                }
                 Incoming::Verify(token) => node.step(now, Event::Verify { token }, out),
                 Incoming::Frame(slot) => {
                     let message = self.mail.get(slot);
@@ -178,7 +184,12 @@ impl World {
         out.notices = notices;
         if dies || ends {
             note!(self, "{server} dies at the end of a turn");
-            self.crash(server, false);
+            let host = &self.hosts[server.index()];
+            let machine_ends = host.written_out && host.ending == Some(true);
+            self.crash(server, machine_ends);
+            if self.hosts[server.index()].written_out {
+                self.lose_memory(server);
+            }
             self.restart_later(server);
         }
         Ok(())
@@ -216,7 +227,9 @@ impl World {
         if let Message::Promise { view, report } = envelope.message {
             self.mail.get_mut(slot).report = Some((view, report));
         }
-        self.observer.failed_disk.sent(from, self.hosts[from.index()].life, &envelope)?;
+        let life = self.hosts[from.index()].life;
+        self.observer.failed_disk.sent(from, life, &envelope)?;
+        self.observer.ending.sent(from, life, &envelope)?;
         note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));
         match self.filter.as_mut().map_or(Fate::Pass, |f| f(self.mail.get(slot), &envelope)) {
             Fate::Hold => {
@@ -302,6 +315,10 @@ impl World {
                     self.observer.images.digested(server, *op, digest)?;
                 }
                 Notice::Fatal { .. } => ends = true,
+                Notice::WrittenOut { .. } => {
+                    self.hosts[server.index()].written_out = true;
+                    ends = true;
+                }
                 Notice::Formed { primary, .. } => {
                     self.observer.counts.views += (*primary == server) as u64;
                 }

@@ -254,6 +254,13 @@ impl World {
                 if wanted { self.start(server) } else { Ok(()) }
             }
             // What belonged to an ended process is void.
+            Due::PowerOff { server, life } => {
+                if self.lives(server, life) {
+                    self.crash(server, true);
+                    self.restart_later(server);
+                }
+                Ok(())
+            }
             Due::Turn { .. } | Due::Wake { .. } | Due::DiskDone { .. } | Due::JobDone { .. } => {
                 Ok(())
             }
@@ -320,6 +327,7 @@ impl World {
         };
         let host = &mut self.hosts[server.index()];
         host.life += 1;
+        (host.ending, host.written_out) = (None, false);
         host.process = Some(Process::new(booted.node, booted.store, self.now));
         note!(self, "{server} starts");
         self.saw_view_file(server)?;

@@ -73,6 +73,7 @@ impl Cluster {
                 log_void: false,
                 configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
                 settled: Op::ZERO,
+                memory: 0,
             };
             let start = Start {
                 durable,
