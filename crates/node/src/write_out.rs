@@ -11,8 +11,12 @@ use harp_vr::Planted;
 use crate::api::{Durability, Notice, Now, Output, Power};
 use crate::node::Node;
 
-/// So much in memory alone is worth a write.
+/// So much in memory alone is worth a write, or this part of the ring.
 const BEHIND_BYTES: u64 = 1 << 20;
+const BEHIND_PART: u64 = 32;
+/// A primary with more than this part of the ring in memory alone takes no new work: the write-out stays short, and
+/// a disk that cannot follow slows clients down instead of filling the members' rings.
+const FAR_BEHIND_PART: u64 = 8;
 /// Nothing stays in memory alone for longer, if the disk keeps up.
 const BEHIND_NANOS: u64 = 50_000_000;
 
@@ -87,7 +91,8 @@ impl Node {
         };
         self.behind_since = since;
         let due = since.is_some_and(|since| now.steady.since(since) >= BEHIND_NANOS);
-        let least = if self.on_battery || due { 1 } else { BEHIND_BYTES };
+        let worth = BEHIND_BYTES.min(self.log.ring().len() / BEHIND_PART);
+        let least = if self.on_battery || due { 1 } else { worth };
         let cp = self.replica.cp().0;
         let before = out.disk.len();
         if self.log.write_behind(cp, least, &mut out.disk) {
@@ -104,6 +109,12 @@ impl Node {
     /// Whether anybody waits for the log's disk now.
     pub(crate) fn waits_for_disk(&self) -> bool {
         let longest = self.settings.segment_bytes.min(RECORD_BYTES_MAX as u64);
-        !self.log.ring().outlives() || self.log.room(longest) != Room::Ok
+        !self.log.ring().outlives() || self.is_far_behind() || self.log.room(longest) != Room::Ok
+    }
+
+    /// Whether more is in memory alone than should be.
+    pub(crate) fn is_far_behind(&self) -> bool {
+        let ring = self.log.ring();
+        ring.outlives() && self.log.unwritten_bytes() > ring.len() / FAR_BEHIND_PART
     }
 }
