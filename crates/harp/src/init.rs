@@ -93,6 +93,9 @@ fn new_config(options: &InitOptions) -> Result<Config, HarpError> {
         let why = format!("a group of {copies} copies has no server {name:?}, only {all}");
         return Err(usage(why));
     }
+    if options.memory_dir.is_some() && options.durability != Some(Durability::Ups) {
+        return Err(usage("--memory-dir is for --durability ups".into()));
+    }
     let mut export = export_to(&options.allow);
     if !machines.iter().all(|machine| machine.nfs.ip().is_loopback()) && options.allow.is_empty() {
         let why =

@@ -369,8 +369,9 @@ impl World {
             self.observer.view_written(server, &durable)?;
         }
         if let DiskDone::Failed { read: false, .. } = done {
-            let formed = self.durable(server).map(|durable| durable.formed);
-            self.observer.log_doubtful(server, formed.unwrap_or_default());
+            // A view may be formed in memory whose view file is written behind the failure.
+            let formed = process.node.replica().formed();
+            self.observer.log_doubtful(server, formed);
         }
         self.deliver(server, Incoming::Disk(done));
         self.start_command(server, self.now);
