@@ -10,6 +10,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+/// Where the servers' memory lies.
+const MEMORY_DIR: &str = "/dev/shm";
+
 fn harp() -> Command {
     Command::new(env!("CARGO_BIN_EXE_harp"))
 }
@@ -88,7 +91,7 @@ impl Group {
         let text = std::fs::read_to_string(self.dir.join("harp.toml")).unwrap_or_default();
         let id = text.lines().find_map(|line| line.strip_prefix("id = "));
         let Some(id) = id.map(|id| id.trim_matches('"').to_owned()) else { return Vec::new() };
-        let entries = std::fs::read_dir("/dev/shm").expect("there is one");
+        let entries = std::fs::read_dir(MEMORY_DIR).expect("there is one");
         let paths = entries.map(|entry| entry.expect("an entry").path());
         let mut found: Vec<_> = paths.filter(|path| path.to_string_lossy().contains(&id)).collect();
         found.sort();
@@ -125,6 +128,9 @@ impl Drop for Group {
         let _ = self.up.wait();
         std::thread::sleep(Duration::from_millis(300));
         self.memory().iter().for_each(|path| drop(std::fs::remove_file(path)));
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
     }
 }
 
@@ -163,7 +169,6 @@ fn records_in_memory_outlive_processes_and_a_power_failure() {
     group.again();
     group.await_event("ready");
     group.check();
-    std::fs::remove_dir_all(&group.dir).expect("removes");
 }
 
 /// Memory that goes without a word takes its server's log along: one server comes back through the others; when all
@@ -188,5 +193,4 @@ fn records_in_memory_that_is_gone_are_missed() {
     group.await_event("none of the servers at hand has its log");
     let status = group.status();
     assert!(status.to_string().contains("refusing"), "{status}");
-    std::fs::remove_dir_all(&group.dir).expect("removes");
 }

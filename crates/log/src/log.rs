@@ -141,8 +141,8 @@ struct OpenBatch {
 
 /// A write that is to be handed out, or was and is not done.
 #[derive(Clone, Copy, Debug)]
-struct Extent {
-    generation: u64,
+pub(crate) struct Extent {
+    pub(crate) generation: u64,
     pos: u64,
     bytes: u64,
     /// Last op the log holds at its end.
@@ -169,7 +169,7 @@ pub struct Log {
     open: Option<OpenBatch>,
     /// Where the record lies that was begun, and the space given to its body.
     begun: Option<(u64, usize)>,
-    pending: VecDeque<Extent>,
+    pub(crate) pending: VecDeque<Extent>,
     in_flight: VecDeque<Extent>,
     /// A write of the staged log was handed out without a sync, and none with one after it.
     unsynced: bool,

@@ -224,19 +224,25 @@ impl Log {
         sequence
     }
 
-    /// Writes all of the current log out, and then a head that says so: `disk` and this start. Drops a staged log.
-    /// Nothing may be appended any more. Returns the sequence that [`crate::Progress::head`] names once that is
+    /// Writes all of the current log out, and then a head that says so: `disk` and this start. A staged log is left
+    /// as it is in memory, for a checkpoint may still read there. Nothing may be appended any more. Returns the sequence that [`crate::Progress::head`] names once that is
     /// durable; `None`, and nothing done, while another head is under way.
     pub fn write_out(&mut self, disk: u64, cp: u64, out: &mut Vec<DiskCommand>) -> Option<u64> {
         assert!(!self.amnesia, "a log that is not intact is reset before it is used");
         if self.heads_under_way() {
             return None;
         }
-        assert!(self.drop_staged(), "no swap is under way without a head");
         self.cp = self.cp.max(cp);
-        self.close_batch();
+        let generation = self.current.generation;
+        match self.staged.is_some() {
+            // The current log's batches are closed.
+            true => self.pending.retain(|extent| extent.generation == generation),
+            false => self.close_batch(),
+        }
         self.hand_out(true, out);
-        self.name_commit_point(out);
+        if self.staged.is_none() {
+            self.name_commit_point(out);
+        }
         let end = self.current.tail.op;
         let clean = Some(CleanMark { disk, start: self.settings.start, end });
         let head = Head::of(&self.current, &self.settings, self.head.sequence);
