@@ -214,3 +214,33 @@ fn memory_of_another_log_than_the_heads_is_amnesia() {
     let recovered = server.restart_by(ring, Evidence::Memory);
     assert_eq!(recovered.verdict, Verdict::Amnesia(AmnesiaWhy::NotInMemory));
 }
+
+/// A checkpoint may still read the records of a staged log while the current one is written out.
+#[test]
+fn memory_of_a_staged_log_stays_as_it_is_while_the_current_one_is_written_out() {
+    let mut server = with_records();
+    server.settle();
+    assert!(server.stage(11, true));
+    let first = server.log.growing().begin();
+    let mut op = first;
+    // Around the ring, up to what lies behind the current log's end.
+    while server.log.growing().memory_begin() <= first + 20 {
+        match server.append(2, &[op as u8; 900]) {
+            Some(appended) => op = appended,
+            None => server.pin(op - 5),
+        }
+        server.settle();
+    }
+    let bodies = |server: &Server| -> Vec<Vec<u8>> {
+        let log = server.log.growing();
+        let held = log.memory_begin()..=log.end();
+        held.map(|op| server.log.record(op).expect("in memory").body.to_vec()).collect()
+    };
+    let before = bodies(&server);
+    server.durable = op;
+    write_out(&mut server, 0);
+    assert!(bodies(&server) == before);
+    let start = server.settings.start;
+    let recovered = after_power_cut(&mut server, start);
+    assert_eq!((recovered.verdict, recovered.log.current().end()), (Verdict::Intact, 10));
+}
