@@ -147,6 +147,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             needs_image: ServerSet::EMPTY,
         },
         settled: Op(3),
+        memory: 5,
     };
     let slot = durable.encode(9);
     seeds.push(slot[8..].to_vec());

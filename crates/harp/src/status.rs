@@ -61,6 +61,8 @@ pub struct NodeLine {
     /// Ops by which it is behind the primary's CP.
     pub lag: Option<u64>,
     pub log_bytes: Option<u64>,
+    /// Bytes of the log that count and are in memory alone.
+    pub unwritten_bytes: Option<u64>,
     pub durability: &'static str,
 }
 
@@ -136,6 +138,7 @@ pub fn merge(
             lease_ms: status.filter(|_| role == "primary").map(|s| s.lease_left_ms),
             lag: status.zip(primary_cp).map(|(s, cp)| cp.saturating_sub(reached(s))),
             log_bytes: status.map(|s| s.log_bytes),
+            unwritten_bytes: status.map(|s| s.unwritten_bytes),
             durability,
         }
     });
@@ -219,6 +222,7 @@ mod tests {
             lease_left_ms: 7,
             serving: false,
             log_bytes: 0,
+            unwritten_bytes: 0,
             durability: "disk".into(),
         })
     }

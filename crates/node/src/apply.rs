@@ -59,7 +59,8 @@ impl Node {
             }
             self.pace_checkpoint(now, out);
         }
-        let ap = self.copy.as_ref().map_or(0, |c| c.shadow_op).min(self.replica.cp().0);
+        // A shadow that planned in an earlier view may be ahead of what this view's primary applied.
+        let ap = self.copy.as_ref().map_or(0, |c| c.shadow_op).min(self.replica.may_apply().0);
         self.replica.on_applied(Op(ap));
     }
 

@@ -111,13 +111,12 @@ impl Node {
         if !self.replica.is_normal() {
             redo.upto = redo.upto.max(stop); // these records are in no log of ours that lasts
         }
-        if done >= redo.upto {
-            if redo.announced.redo.take().is_some() {
-                out.remember = Some(redo.announced);
-            }
-            return stop;
+        if redo.announced.redo.is_some_and(|announced| announced.last <= done) {
+            // It went well, and the next may be long in coming.
+            redo.announced.redo = None;
+            out.remember = Some(redo.announced);
         }
-        if stop == done {
+        if done >= redo.upto || stop == done {
             return stop;
         }
         let deaths = redo.checkpoint_deaths(copy.lb + 1);

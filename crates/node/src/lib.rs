@@ -19,6 +19,7 @@ pub mod record;
 mod serve;
 mod space;
 mod users;
+mod write_out;
 
 pub use api::*;
 pub use boot::{BootError, first_view};

@@ -23,6 +23,7 @@ use crate::rebuild::{Lent, Load};
 use crate::serve::{Awaiting, Conn, Held, Waiting};
 use crate::space::Debits;
 use crate::users::Users;
+use crate::write_out::WriteOut;
 
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
@@ -141,6 +142,12 @@ pub struct Node {
     pub(crate) gather_until: Option<Nanos>,
     pub(crate) write_since: Option<Nanos>,
     pub(crate) mark_since: Option<Nanos>,
+    // Where records count in memory.
+    pub(crate) on_battery: bool,
+    /// Since when something is in memory alone.
+    pub(crate) behind_since: Option<Nanos>,
+    /// The log is being written out; nothing else happens any more.
+    pub(crate) write_out: Option<WriteOut>,
     pub(crate) adopting: Option<Adopting>,
     pub(crate) stage_wanted: Option<(Op, bool)>,
     pub(crate) last_write_end: harp_log::LogPos,
@@ -159,6 +166,8 @@ pub struct Node {
     pub(crate) redo: Option<Redo>,
     /// A lethal record was applied: nothing of this turn leaves.
     pub(crate) killed: bool,
+    /// What the start has to say.
+    pub(crate) remark: Option<String>,
 }
 
 /// A log on its way to a tag.
@@ -175,8 +184,8 @@ pub(crate) struct Adopting {
 impl Node {
     /// Feeds one event. Call [`Node::finish`] after the last event of a turn.
     pub fn step(&mut self, now: Now, event: Event<'_>, out: &mut Output) {
-        if self.failing && !matches!(event, Event::Disk(_)) {
-            return; // rule 8: it only waits for the view file to say so
+        if (self.failing || self.is_silent()) && !matches!(event, Event::Disk(_)) {
+            return; // it only waits for its disk
         }
         self.fed |= !matches!(event, Event::Tick | Event::Space { .. });
         match event {
@@ -189,6 +198,7 @@ impl Node {
             Event::Store(done) => self.on_store(now, done.0, out),
             Event::Groups { uid, answer } => self.on_groups(now, uid, answer, out),
             Event::Space { room } => self.on_space(room, out),
+            Event::Power(power) => self.on_power(power, out),
             Event::Verify { token } => {
                 if self.replica.is_serving() {
                     self.verify = Some(token);
@@ -202,14 +212,17 @@ impl Node {
 
     /// Ends a turn: applies, answers, seals the batch of records, speaks to the members.
     pub fn finish(&mut self, now: Now, out: &mut Output) {
-        if self.failing {
+        let remark = self.remark.take();
+        out.notices.extend(remark.map(|text| Notice::Remark { text }));
+        self.go_on_writing_out(out);
+        if self.failing || self.is_silent() {
             out.wake_at = now.steady.plus(self.settings.heartbeat);
             return;
         }
         if now.steady >= self.next_tick {
             self.next_tick = now.steady.plus(self.settings.heartbeat / 2);
             let stalled = self.write_since.map_or(0, |since| now.steady.since(since));
-            self.replica.on_stall(stalled);
+            self.replica.on_stall(if self.waits_for_disk() { stalled } else { 0 });
             self.replica.tick(now.steady, &mut self.actions);
             self.tend_lent(now);
             self.expire_look_ups(now, out);
@@ -344,6 +357,7 @@ impl Node {
                 let why = format!("there is no room for the log: {error}");
                 return out.notices.push(Notice::Fatal { why });
             }
+            DiskDone::Read { .. } if self.is_silent() => return,
             DiskDone::Read { token, at, bytes } => return self.on_read(token, at, bytes, out),
             DiskDone::Slot { file: SlotFile::View, sequence } if self.failing => {
                 if sequence == self.replica.persisting() && self.replica.durable().log_void {
@@ -353,6 +367,7 @@ impl Node {
                 return;
             }
             _ if self.failing => return,
+            DiskDone::Slot { file: SlotFile::View, .. } if self.is_silent() => return,
             DiskDone::Slot { file: SlotFile::View, sequence } => {
                 return self.replica.on_persisted(now.steady, sequence, &mut self.actions);
             }
@@ -364,7 +379,10 @@ impl Node {
             self.gather.on_written(now.steady, since);
         }
         let progress = self.log.on_disk(&done);
-        if progress.durable && !self.log_is_staged() {
+        if self.write_out.is_some() && self.on_written_out(progress, out) {
+            return;
+        }
+        if progress.durable && !self.log_is_staged() && !self.log.ring().outlives() {
             let durable = Op(self.log.current().durable());
             self.replica.on_durable(now.steady, durable);
         }
@@ -374,7 +392,7 @@ impl Node {
         {
             self.adopting = None;
             let body = self.log.current();
-            let (begin, end, durable) = (Op(body.begin()), Op(body.end()), Op(body.durable()));
+            let (begin, end, durable) = (Op(body.begin()), Op(body.end()), Op(self.log.held()));
             let facts = LogFacts { begin, end, durable };
             self.replica.on_tagged(adopting.view, facts, &mut self.actions);
         }
@@ -410,6 +428,10 @@ impl Node {
     /// Rule 8: nothing leaves any more, nor what this turn had to say before it heard of the failure.
     fn fall_silent(&mut self, out: &mut Output) {
         self.failing = true;
+        self.forget_what_leaves(out);
+    }
+
+    pub(crate) fn forget_what_leaves(&mut self, out: &mut Output) {
         self.actions.clear();
         out.frames.clear();
         out.replies.clear();
@@ -436,6 +458,9 @@ impl Node {
     }
 
     fn seal(&mut self, now: Now, out: &mut Output) {
+        if self.log.ring().outlives() {
+            return self.write_behind(now, out);
+        }
         let before = out.disk.len();
         let cp = self.replica.cp().0;
         self.gather_until = None;
@@ -665,19 +690,23 @@ impl Node {
         NodeStatus {
             me,
             role,
-            state: replica.state(),
+            state: if self.write_out.is_some() { "writing out".into() } else { replica.state() },
             promised: replica.promised(),
             formed: replica.formed(),
             members: replica.members(),
             primary: replica.primary(),
             fp: self.log.growing().end(),
             cp: replica.cp().0,
-            ap: self.copy.as_ref().map_or(0, |c| c.shadow_op.min(replica.cp().0)),
+            ap: self.copy.as_ref().map_or(0, |_| replica.ap().0),
             lb: self.copy.as_ref().filter(|c| c.load.is_none()).map_or(0, |c| c.lb),
             glb,
             lease_left: replica.lease_until().since(now.steady),
             serving: replica.is_serving(),
             log_bytes: self.log.used_disk_bytes(),
+            unwritten_bytes: match self.log.ring().outlives() {
+                true => self.log.unwritten_bytes(),
+                false => 0,
+            },
             digest: self.copy.as_ref().and_then(|c| c.digest.clone()),
         }
     }

@@ -387,8 +387,8 @@ impl Node {
         let modifying = nfs3::is_modifying(call.procedure);
         let effects_max = if modifying { effects_len_max(request) } else { 0 };
         let body_max = STAMP_BYTES + effects_max + REPLY_BYTES_MAX;
-        if modifying && self.log.room(2 * body_max as u64) != Room::Ok {
-            return Served::Again(Lack::Turn); // checkpoints make room
+        if modifying && (self.log.room(2 * body_max as u64) != Room::Ok || self.is_far_behind()) {
+            return Served::Again(Lack::Turn); // checkpoints make room, and writes
         }
         let touched = match request {
             // At both ends it may touch a block more.

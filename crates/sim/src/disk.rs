@@ -186,9 +186,11 @@ impl SimLogDisk {
         self.files[SlotFile::View as usize] = None;
     }
 
-    /// All segments are gone: like those that were never written, they read as zeros.
-    pub fn lose_segments(&mut self) {
-        if self.segments.iter().any(Option::is_some) {
+    /// All segments are gone: like those that were never written, they read as zeros. Returns whether there were
+    /// any.
+    pub fn lose_segments(&mut self) -> bool {
+        let any = self.segments.iter().any(Option::is_some);
+        if any {
             self.lost = 2;
         }
         self.segments.iter_mut().for_each(|segment| *segment = None);
@@ -196,6 +198,7 @@ impl SimLogDisk {
         self.dirty.clear();
         self.recent.clear();
         self.unsynced.clear();
+        any
     }
 
     /// Flips a bit in a write that was synced a while ago. Returns whether there was one.

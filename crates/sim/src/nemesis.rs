@@ -154,6 +154,7 @@ enum Lasting {
     SlowDisk(ServerId),
     LethalRecord,
     OtherVersion(ServerId),
+    Battery(ServerId),
 }
 
 /// What the nemesis keeps.
@@ -259,6 +260,7 @@ impl World {
                 self.kill(server, false);
                 self.restart_later(server);
             }
+            Lasting::Battery(server) => self.on_battery(server, false),
         }
     }
 
@@ -318,6 +320,16 @@ impl World {
 
     fn strike_process(&mut self, fault: Fault, server: ServerId) {
         match fault {
+            Fault::Power | Fault::GroupPower if self.profile.is_ups() => {
+                let hit = match fault {
+                    Fault::Power => ServerSet::from_iter([server]),
+                    _ => self.all_servers(),
+                };
+                self.strike_power(hit, server);
+            }
+            Fault::Crash if self.profile.is_ups() && self.nemesis.rng.chance(200) => {
+                self.end(server, false);
+            }
             Fault::GroupPower => {
                 for server in self.all_servers().iter() {
                     self.kill(server, true);
@@ -331,6 +343,33 @@ impl World {
             }
             _ => {
                 self.kill(server, fault == Fault::Power);
+                self.restart_later(server);
+            }
+        }
+    }
+
+    /// The mains fail for machines with batteries. At most one log, that of `victim`, is lost, and only if the
+    /// group can bear it; the others' are written out in time, or the mains are back before that.
+    fn strike_power(&mut self, hit: ServerSet, victim: ServerId) {
+        let bearable = self.stands();
+        let rng = &mut self.nemesis.rng;
+        let (flaps, loses, torn) = (rng.chance(300), rng.chance(600), rng.chance(600));
+        let mean = *rng.pick(&[MILLI / 10, MILLI]);
+        let soon = rng.wait(mean);
+        for server in hit.iter() {
+            if flaps {
+                self.on_battery(server, true);
+                self.last(Lasting::Battery(server));
+            } else if server != victim || !loses || bearable.is_none() {
+                self.end(server, true);
+            } else if torn && self.hosts[server.index()].is_up() {
+                let (view, _) = bearable.expect("looked at above");
+                self.end(server, true);
+                self.observer.log_doubtful(server, view);
+                let life = self.hosts[server.index()].life;
+                self.queue.put(self.now + soon, Due::PowerOff { server, life });
+            } else {
+                self.kill(server, true);
                 self.restart_later(server);
             }
         }
@@ -454,7 +493,10 @@ impl World {
             LogLoss::SegmentsGone,
             LogLoss::BitFlipped,
         ]);
-        let power = self.nemesis.rng.chance(500);
+        // A flipped bit on the disk does not matter while the log lies in memory; it would be forgotten here, and
+        // found long after.
+        let flipped = how == LogLoss::BitFlipped && self.profile.is_ups();
+        let power = self.nemesis.rng.chance(500) || flipped;
         self.kill(server, power);
         self.lose_log(server, how);
         self.restart_later(server);

@@ -2,12 +2,12 @@
 //! Owns: the state of disks after an end at any moment, and the damage done to them on purpose.
 //! Never: takes away what a disk promised to keep, but where a fault says so.
 
-use harp_node::Suspects;
 use harp_node::log::{DiskCommand, SlotFile};
 use harp_node::vr::ServerId;
+use harp_node::{Power, Suspects};
 
 use crate::glue;
-use crate::host::Process;
+use crate::host::{Incoming, Process};
 use crate::profile::MILLI;
 use crate::queue::Due;
 use crate::rng::Rng;
@@ -44,6 +44,9 @@ impl World {
             self.observer.ended(server);
             note!(self, "{server} {}", if power { "loses power" } else { "crashes" });
         }
+        if power {
+            self.lose_memory(server);
+        }
         let host = &mut self.hosts[server.index()];
         if power {
             host.suspects = Suspects::default(); // was never synced
@@ -56,6 +59,39 @@ impl World {
             self.supervisor.serving = None;
         }
         self.reset_all(server);
+    }
+
+    /// What the machine had in memory is gone; with it the log, if its records counted there and it was not
+    /// written out.
+    pub(crate) fn lose_memory(&mut self, server: ServerId) {
+        if !self.profile.is_ups() {
+            return;
+        }
+        let host = &mut self.hosts[server.index()];
+        host.rings += 1;
+        host.ring = self.profile.ring(server, host.rings);
+        let Some(durable) = glue::view_file(&host.disk) else { return };
+        // A disk that no process has started from yet knows no memory.
+        match host.ending {
+            _ if host.written_out || durable.memory == 0 => {}
+            Some(_) => self.observer.log_doubtful(server, durable.formed),
+            None => self.observer.log_damaged(server, durable.formed),
+        }
+    }
+
+    /// The process of `server` is told to write its log out, and to end. `off`: then the machine goes off.
+    pub fn end(&mut self, server: ServerId, off: bool) {
+        let host = &mut self.hosts[server.index()];
+        if host.is_up() && host.ending.is_none() {
+            host.ending = Some(off);
+            self.deliver(server, Incoming::Power(Power::Ending));
+        }
+    }
+
+    /// The machine of `server` goes over to its battery, or back to the mains.
+    pub fn on_battery(&mut self, server: ServerId, battery: bool) {
+        let power = if battery { Power::Battery } else { Power::Mains };
+        self.deliver(server, Incoming::Power(power));
     }
 
     /// An ended process starts again after a while.
@@ -81,7 +117,12 @@ impl World {
         match how {
             LogLoss::HeadGone => host.disk.lose_head(),
             LogLoss::HeadDamaged => host.disk.damage_file(SlotFile::LogHead),
-            LogLoss::SegmentsGone => host.disk.lose_segments(),
+            LogLoss::SegmentsGone => {
+                let any = host.disk.lose_segments();
+                if !any && self.profile.is_ups() {
+                    return false; // all of it is in memory
+                }
+            }
             LogLoss::BitFlipped => {
                 if !host.disk.flip_flushed(&mut self.streams.disk) {
                     return false;

@@ -87,6 +87,13 @@ impl Stage {
         Stage::unformed(n).formed()
     }
 
+    /// The same with records that count in memory.
+    pub fn with_ups(n: u8) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.durability = harp_node::Durability::Ups;
+        Stage::of(profile).formed()
+    }
+
     /// The same with stores that can grow to so many blocks.
     pub fn with_store(n: u8, blocks: u64) -> Stage {
         let mut profile = Profile::calm(Wish::new(1, n, 0));

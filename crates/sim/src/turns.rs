@@ -6,7 +6,7 @@
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
 use harp_node::vr::{Message, ServerId};
 use harp_node::wire::record::{self, Split};
-use harp_node::{Event, LookedUp, Notice, Now, Output, StoreJob};
+use harp_node::{Event, LookedUp, Notice, Now, Output, Power, StoreJob};
 
 use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
@@ -99,6 +99,12 @@ impl World {
                 Incoming::Store(done) => node.step(now, Event::Store(done), out),
                 Incoming::Groups(uid, answer) => {
                     node.step(now, Event::Groups { uid, answer }, out);
+                }
+                Incoming::Power(power) => {
+                    if power == Power::Ending {
+                        self.observer.ending.told(server, self.hosts[server.index()].life);
+                    }
+                    node.step(now, Event::Power(power), out);
                 }
                 Incoming::Verify(token) => node.step(now, Event::Verify { token }, out),
                 Incoming::Frame(slot) => {
@@ -201,14 +207,19 @@ impl World {
         out.notices = notices;
         if dies || ends {
             note!(self, "{server} dies at the end of a turn");
-            let process = self.hosts[server.index()].process.as_ref().expect("it lives");
+            let host = &self.hosts[server.index()];
+            let machine_ends = host.written_out && host.ending == Some(true);
+            let process = host.process.as_ref().expect("it lives");
             if process.node.died_of_record() {
                 self.observer.no_loop.died(server)?;
                 self.lethal_record_struck();
             } else {
                 self.observer.no_loop.ended_otherwise(server);
             }
-            self.crash(server, false);
+            self.crash(server, machine_ends);
+            if self.hosts[server.index()].written_out {
+                self.lose_memory(server);
+            }
             self.restart_later(server);
         }
         Ok(())
@@ -248,7 +259,9 @@ impl World {
         if let Message::Promise { view, report } = envelope.message {
             kept.report = Some((view, report));
         }
-        self.observer.failed_disk.sent(from, self.hosts[from.index()].life, &envelope)?;
+        let life = self.hosts[from.index()].life;
+        self.observer.failed_disk.sent(from, life, &envelope)?;
+        self.observer.ending.sent(from, life, &envelope)?;
         note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));
         match self.filter.as_mut().map_or(Fate::Pass, |f| f(self.mail.get(slot), &envelope)) {
             Fate::Hold => {
@@ -334,6 +347,10 @@ impl World {
                     self.observer.images.digested(server, *op, digest)?;
                 }
                 Notice::Fatal { .. } => ends = true,
+                Notice::WrittenOut { .. } => {
+                    self.hosts[server.index()].written_out = true;
+                    ends = true;
+                }
                 Notice::Formed { primary, .. } => {
                     self.observer.counts.views += (*primary == server) as u64;
                 }
@@ -384,8 +401,9 @@ impl World {
             self.observer.view_written(server, &durable)?;
         }
         if let DiskDone::Failed { read: false, .. } = done {
-            let formed = self.durable(server).map(|durable| durable.formed);
-            self.observer.log_doubtful(server, formed.unwrap_or_default());
+            // A view may be formed in memory whose view file is written behind the failure.
+            let formed = process.node.replica().formed();
+            self.observer.log_doubtful(server, formed);
         }
         self.deliver(server, Incoming::Disk(done));
         self.start_command(server, self.now);

@@ -267,6 +267,13 @@ impl World {
                 if wanted { self.start(server) } else { Ok(()) }
             }
             // What belonged to an ended process is void.
+            Due::PowerOff { server, life } => {
+                if self.lives(server, life) {
+                    self.kill(server, true);
+                    self.restart_later(server);
+                }
+                Ok(())
+            }
             Due::Turn { .. }
             | Due::Wake { .. }
             | Due::DiskDone { .. }
@@ -335,6 +342,7 @@ impl World {
         };
         let host = &mut self.hosts[server.index()];
         host.life += 1;
+        (host.ending, host.written_out) = (None, false);
         host.process = Some(Process::new(booted.node, booted.store, self.now));
         note!(self, "{server} starts");
         self.saw_view_file(server)?;

@@ -295,6 +295,11 @@ impl Replica {
         held.max(self.image.unwrap_or_default())
     }
 
+    /// Records up to here are applied.
+    pub fn ap(&self) -> Op {
+        self.ap
+    }
+
     /// Lowest LB among the copies that count.
     pub fn glb(&self) -> Op {
         self.glb

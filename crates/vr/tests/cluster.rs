@@ -75,6 +75,7 @@ impl Cluster {
                 log_void: false,
                 configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
                 settled: Op::ZERO,
+                memory: 0,
             };
             let start = Start {
                 durable,

@@ -31,6 +31,7 @@ fn backup() -> Replica {
         log_void: false,
         configuration: configuration(),
         settled: Op::ZERO,
+        memory: 0,
     };
     let start = Start {
         durable,

@@ -33,6 +33,7 @@ fn outsider() -> Replica {
         log_void: false,
         configuration: configuration(),
         settled: Op::ZERO,
+        memory: 0,
     };
     let start = Start {
         durable,

@@ -31,6 +31,7 @@ fn restart_old_change_in_the_log_does_not_undo_a_newer_one_that_is_settled() {
         log_void: false,
         configuration,
         settled: Op(222),
+        memory: 0,
     };
     let start = Start {
         durable,
