@@ -109,8 +109,9 @@ impl Node {
         let full = pinned > ring / 2;
         let old = now.steady.since(copy.last_checkpoint) > pause;
         let barrier = copy.barrier.is_some();
+        let mends = copy.repair.wants_checkpoint(copy.lb);
         let completes = copy.load.as_ref().is_some_and(|l| l.reaches(copy.shadow_op));
-        if !(barrier || changed && (big || full || old || completes)) {
+        if !(barrier || changed && (big || full || old || completes || mends)) {
             return;
         }
         if let Some(op) = copy.barrier {

@@ -16,6 +16,7 @@ pub mod part;
 mod peers;
 mod rebuild;
 pub mod record;
+mod repair;
 mod serve;
 mod space;
 
@@ -27,6 +28,7 @@ pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
 pub use offline::{Offline, RedoError};
 pub use record::change_in;
+pub use repair::BlockName;
 pub use space::{blocks_ahead, image_room};
 
 // The types that a world needs, so that it depends on this crate alone.

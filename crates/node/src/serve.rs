@@ -21,6 +21,7 @@ use harp_wire::{mount, nfs3, portmap};
 use crate::api::{ConnId, Now, Output, Reply};
 use crate::node::{FILTER_FETCH, Node};
 use crate::record::{RequestKey, STAMP_BYTES, Stamp, kind};
+use crate::repair::MENDING;
 use crate::space::Answer;
 
 /// Calls of one connection that are being worked on at most, before it is no longer read. Together with the
@@ -183,7 +184,12 @@ impl Node {
         if copy.load.is_none() {
             fetched.into_iter().for_each(|f| copy.shadow.fetched(f));
         }
-        self.waiting.iter_mut().filter(|w| w.fetch == id).for_each(|w| w.fetch = 0);
+        self.wake(id);
+    }
+
+    /// Calls that wait for that fetch are planned again.
+    pub(crate) fn wake(&mut self, fetch: u64) {
+        self.waiting.iter_mut().filter(|w| w.fetch == fetch).for_each(|w| w.fetch = 0);
     }
 
     /// No longer primary: nobody is answered any more. Their connections are reset by the world.
@@ -390,6 +396,10 @@ impl Node {
         match planned {
             Planned::Need => {
                 assert!(self.needs.len() > needs_before, "a plan that lacks something names it");
+                if copy.repair.concerns(&self.needs[needs_before..]) {
+                    self.needs.truncate(needs_before);
+                    return Served::Again { fetch: MENDING };
+                }
                 Served::Again { fetch: self.next_fetch }
             }
             Planned::Answer { response, shows, failed_modification } => {

@@ -56,9 +56,11 @@ pub enum Fault {
     ClockRate,
     /// A wall clock jumps.
     WallClock,
+    /// Blocks of one copy's image are not what was written.
+    BlockDamage,
 }
 
-const ALL: [Fault; 18] = [
+const ALL: [Fault; 19] = [
     Fault::Partition,
     Fault::OneWay,
     Fault::Bridge,
@@ -77,6 +79,7 @@ const ALL: [Fault; 18] = [
     Fault::MediaLoss,
     Fault::ClockRate,
     Fault::WallClock,
+    Fault::BlockDamage,
 ];
 
 /// The classes of faults that a world knows.
@@ -198,6 +201,7 @@ impl World {
             Fault::LogLoss => self.strike_log(server),
             Fault::MediaLoss => self.strike_media(server),
             Fault::ClockRate | Fault::WallClock => self.strike_clock(fault, server),
+            Fault::BlockDamage => self.strike_blocks(server),
         }
         Ok(())
     }
@@ -424,12 +428,7 @@ impl World {
         if self.stands().is_none() {
             return; // the group could not bear it
         }
-        let how = *self.nemesis.rng.pick(&[
-            LogLoss::HeadGone,
-            LogLoss::HeadDamaged,
-            LogLoss::SegmentsGone,
-            LogLoss::BitFlipped,
-        ]);
+        let how = *self.nemesis.rng.pick(&LogLoss::ALL);
         let power = self.nemesis.rng.chance(500);
         self.kill(server, power);
         self.lose_log(server, how);
@@ -441,7 +440,7 @@ impl World {
         let shape = self.profile.shape;
         let other_copy = members.iter().any(|member| member != server && shape.is_copy(member));
         let serves = self.serving().is_some_and(|serving| serving != server);
-        if !serves || !other_copy {
+        if !serves || !other_copy || self.any_damage() {
             return; // the group could not bear it
         }
         self.kill(server, true);
@@ -456,6 +455,37 @@ impl World {
             self.hosts[server.index()].disk.damage_file(SlotFile::View);
         }
         self.restart_later(server);
+    }
+
+    /// Blocks at rest change, at one copy, while every other one has a whole and sound image.
+    fn strike_blocks(&mut self, server: ServerId) {
+        let copies = self.profile.shape.copies().count() as u8;
+        let struck = ServerId(server.0 % copies);
+        let bears = |copy: ServerId| {
+            let host = self.hosts[copy.index()].store.as_ref().expect("copies have stores");
+            let whole = host.damage().is_some_and(|damaged| copy == struck || damaged == 0);
+            whole && !self.observer.needs_image(copy)
+        };
+        if !self.profile.shape.copies().all(bears) {
+            return; // the group could not bear it
+        }
+        let rng = &mut self.nemesis.rng;
+        let host = self.hosts[struck.index()].store.as_ref().expect("copies have stores");
+        let blocks = host.used_blocks();
+        if blocks.is_empty() {
+            return;
+        }
+        for _ in 0..rng.between(1, 6) {
+            host.damage_one(*rng.pick(&blocks), *rng.pick(&blocks), rng);
+        }
+        note!(self, "{struck} has {:?} damaged blocks", host.damage());
+    }
+
+    /// Whether a block of any copy is damaged.
+    pub(crate) fn any_damage(&self) -> bool {
+        let stores = self.hosts.iter().filter_map(|host| host.store.as_ref());
+        let mut damage = stores.map(|store| store.damage().unwrap_or(0));
+        self.profile.faults.contains(Fault::BlockDamage) && damage.any(|damaged| damaged > 0)
     }
 
     /// Faults are over: everything that lasts ends, everyone who is down starts.

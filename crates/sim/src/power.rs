@@ -24,6 +24,22 @@ pub enum LogLoss {
     SegmentsGone,
     /// A bit flipped in a batch that was flushed.
     BitFlipped,
+    /// A batch that was flushed never reached the medium.
+    WriteLost,
+    /// A batch that was flushed went over another one.
+    WriteMisdirected,
+}
+
+impl LogLoss {
+    /// All of them.
+    pub const ALL: [LogLoss; 6] = [
+        LogLoss::HeadGone,
+        LogLoss::HeadDamaged,
+        LogLoss::SegmentsGone,
+        LogLoss::BitFlipped,
+        LogLoss::WriteLost,
+        LogLoss::WriteMisdirected,
+    ];
 }
 
 impl World {
@@ -78,20 +94,31 @@ impl World {
     pub fn lose_log(&mut self, server: ServerId, how: LogLoss) -> bool {
         let host = &mut self.hosts[server.index()];
         assert!(!host.is_up(), "{server} is up");
-        match how {
-            LogLoss::HeadGone => host.disk.lose_head(),
-            LogLoss::HeadDamaged => host.disk.damage_file(SlotFile::LogHead),
-            LogLoss::SegmentsGone => host.disk.lose_segments(),
-            LogLoss::BitFlipped => {
-                if !host.disk.flip_flushed(&mut self.streams.disk) {
-                    return false;
-                }
+        let rng = &mut self.streams.disk;
+        let aimed = match how {
+            LogLoss::HeadGone => {
+                host.disk.lose_head();
+                None
             }
+            LogLoss::HeadDamaged => {
+                host.disk.damage_file(SlotFile::LogHead);
+                None
+            }
+            LogLoss::SegmentsGone => {
+                host.disk.lose_segments();
+                None
+            }
+            LogLoss::BitFlipped => Some(host.disk.flip_flushed(rng)),
+            LogLoss::WriteLost => Some(host.disk.lose_flushed(rng)),
+            LogLoss::WriteMisdirected => Some(host.disk.misdirect_flushed(rng)),
+        };
+        if aimed == Some(false) {
+            return false;
         }
         let formed = glue::view_file(&host.disk).map(|durable| durable.formed).unwrap_or_default();
         note!(self, "{server} loses its log: {how:?}");
-        // A flipped bit may lie below the log's begin, where nobody reads it.
-        if how != LogLoss::BitFlipped {
+        // What was aimed at a batch may lie below the log's begin, where nobody reads it.
+        if aimed.is_none() {
             self.observer.log_damaged(server, formed);
         } else {
             self.observer.log_doubtful(server, formed);

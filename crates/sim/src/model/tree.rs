@@ -124,6 +124,8 @@ pub struct Model {
     pub(super) learning: Option<(u64, u64)>,
     /// Whether a write may be refused for lack of space.
     pub may_run_out: bool,
+    /// Whether what needs a file's content may fail: blocks are damaged, and who has them may be away.
+    pub may_lose_blocks: bool,
 }
 
 impl Default for Model {
@@ -137,6 +139,7 @@ impl Default for Model {
             fileids: HashSet::new(),
             learning: None,
             may_run_out: false,
+            may_lose_blocks: false,
         };
         model.add(0, Kind::Directory, None, ROOT, None);
         model
