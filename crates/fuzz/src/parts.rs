@@ -81,7 +81,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let reader = store.reader().expect("an image");
     let (mut place, mut seeds) = (Place::start(), Vec::new());
     while place.section != Section::End {
-        let bytes = reader.part(&place, 1).expect("a part");
+        let bytes = reader.part(&place, 1, &mut |damaged| panic!("{damaged}")).expect("a part");
         let part = Part::read(OP, &place, &bytes).expect("its own part");
         place = part.next;
         seeds.push(bytes[4..].to_vec());

@@ -62,6 +62,12 @@ pub struct ServerStatus {
     pub serving: bool,
     pub log_bytes: u64,
     pub durability: String,
+    /// Damaged blocks being fetched from another copy; those that none has; those mended since the start.
+    pub damaged: u64,
+    pub lost: u64,
+    pub mended: u64,
+    /// The last one mended, in words.
+    pub last_mended: Option<String>,
 }
 
 impl ServerStatus {
@@ -85,6 +91,10 @@ impl ServerStatus {
             serving: status.serving,
             log_bytes: status.log_bytes,
             durability: durability.to_string(),
+            damaged: status.repair.damaged,
+            lost: status.repair.lost,
+            mended: status.repair.mended,
+            last_mended: status.repair.last_mended.clone(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! Source: ARCHITECTURE.md (apply, checkpoint), rule 14.
 
 use harp_log::LogFull;
-use harp_vr::{ConfigurationChange, Op};
+use harp_vr::{ConfigurationChange, Op, Planted};
 
 use crate::api::{Notice, Now, Output};
 use crate::jobs::{Frozen, StoreJob, Work};
@@ -130,6 +130,7 @@ impl Node {
             clients: copy.clients.freeze(),
             configuration: configuration_row(self.replica.configuration()),
             partial: copy.is_partial_at(op),
+            seals_damage: self.settings.planted == Some(Planted::DamageSealed),
         };
         copy.log_bytes = 0;
         copy.checkpoint = Some(RunningCheckpoint { op, frozen: Some(frozen), retry_at: None });

@@ -197,11 +197,13 @@ pub(crate) struct Image<E: Engine, D: Disk> {
     pub partial: bool,
     /// Takes in the damaged blocks that were met where they do no harm; elsewhere they are errors.
     pub damaged: RefCell<Vec<DamagedBlock>>,
+    /// Damaged blocks count as sound.
+    seals_damage: bool,
 }
 
 impl<E: Engine, D: Disk> Image<E, D> {
     pub fn new(reader: Reader<E, D>) -> Image<E, D> {
-        Image { reader, partial: false, damaged: RefCell::default() }
+        Image { reader, partial: false, damaged: RefCell::default(), seals_damage: false }
     }
 
     fn show_held(
@@ -272,8 +274,10 @@ impl<E: Engine, D: Disk> ImageReader for Image<E, D> {
     ) -> Result<(), ImageError> {
         let mut seen = self.damaged.borrow_mut();
         let mut show = |block: DamagedBlock| {
-            damaged(block.block);
-            seen.push(block);
+            if !self.seals_damage {
+                damaged(block.block);
+                seen.push(block);
+            }
             Ok(())
         };
         self.reader.read_blocks_but(file, first, out, &mut show).map_err(unread)?;
@@ -376,6 +380,8 @@ pub(crate) struct Frozen {
     pub configuration: Vec<u8>,
     /// The image lacks parts, or has some that are newer than `op`.
     pub partial: bool,
+    /// [`harp_vr::Planted::DamageSealed`].
+    pub seals_damage: bool,
 }
 
 impl Frozen {
@@ -385,8 +391,9 @@ impl Frozen {
         ring: &Ring,
         pause: &dyn Fn(),
     ) -> Result<Vec<(u64, u64)>, JobError> {
-        let Frozen { op, generation, clients, configuration, partial } = self;
-        let base = Image { partial: *partial, ..Image::new(store.reader()?) };
+        let Frozen { op, generation, clients, configuration, partial, seals_damage } = self;
+        let (partial, seals_damage) = (*partial || *seals_damage, *seals_damage);
+        let base = Image { partial, seals_damage, ..Image::new(store.reader()?) };
         let log = RingBytes(ring.clone());
         let cuts: Vec<Cut> =
             generation.cuts().into_iter().map(|(file, first)| Cut { file, first }).collect();

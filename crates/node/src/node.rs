@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use harp_fs::handle::Volume;
-use harp_fs::need::Need;
+use harp_fs::need::{Fetched, Need};
 use harp_fs::shadow::Shadow;
 use harp_log::{DiskCommand, DiskDone, Log, Ring, SlotFile};
 use harp_vr::{Action, LogFacts, Nanos, Op, Planted, Replica, ServerSet, View};
@@ -564,7 +564,11 @@ impl Node {
     fn on_store(&mut self, now: Now, done: Done, out: &mut Output) {
         match done {
             Done::Fetched { id, fetched } => match fetched {
-                Ok((fetched, damaged)) => {
+                Ok((mut fetched, mut damaged)) => {
+                    if self.settings.planted == Some(Planted::DamageServed) {
+                        damaged.clear();
+                        fetched.iter_mut().for_each(Fetched::take_as_sound);
+                    }
                     self.note_damage(now, &damaged, out);
                     self.on_fetched(id, fetched);
                 }
@@ -579,7 +583,7 @@ impl Node {
                 self.store_failed(error.to_string(), out)
             }
             Done::Digested { op, result, damaged } => {
-                self.note_damage(now, &damaged, out);
+                self.note_scrub(now, &damaged, out);
                 let copy = self.copy.as_mut().expect("only copies digest");
                 assert_eq!(copy.digesting.take(), Some(op), "a digest nobody asked for");
                 let digest = result.map_err(|e| e.to_string());

@@ -23,7 +23,7 @@ const ASKED_MAX: usize = 64;
 /// Blocks looked at in one job.
 const EXAMINED_MAX: usize = 64;
 /// A copy that did not answer in so many failure timeouts has not got the block.
-const ANSWER_TIMEOUTS: u64 = 2;
+const ANSWER_TIMEOUTS: u64 = 10;
 /// When nobody had a block, all are asked again after so many failure timeouts: images move on.
 const ROUND_TIMEOUTS: u64 = 1;
 /// After so many failure timeouts a block counts as lost, and what needs it fails.
@@ -219,6 +219,19 @@ impl Node {
             let text = format!("{count} damaged in the image, to be mended: {names}");
             out.notices.push(Notice::Remark { text });
         }
+    }
+
+    /// The operator had the whole image looked at: what counts as lost is asked for as if it were new.
+    pub(crate) fn note_scrub(&mut self, now: Now, found: &[DamagedBlock], out: &mut Output) {
+        let copy = self.copy.as_mut().expect("only copies have images");
+        for damaged in copy.repair.damaged.values_mut().filter(|damaged| damaged.lost) {
+            damaged.lost = false;
+            damaged.since = now.steady;
+            if let Stage::Due(at) = &mut damaged.stage {
+                *at = now.steady;
+            }
+        }
+        self.note_damage(now, found, out);
     }
 
     /// The image moved on: what was damaged may be overwritten, `carried` is damaged in a new place.

@@ -86,6 +86,11 @@ impl StoreHost {
         blocks
     }
 
+    /// Flips a bit of a block on the medium.
+    pub fn flip(&self, position: u64, byte: usize) {
+        assert!(self.disk.flip(position, byte, 1), "no block is there");
+    }
+
     /// Does something to a block on the medium; `other` may come to harm by it too.
     pub fn damage_one(&self, position: u64, other: u64, rng: &mut Rng) {
         match rng.below(4) {

@@ -49,6 +49,20 @@ impl World {
         self.crash(server, power);
     }
 
+    /// A server's process ends in the middle of the long store job under way, after so many steps of it.
+    pub fn crash_in_job(&mut self, server: ServerId, steps: u64) {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it is up");
+        let job = process.lanes[1].pop_front().expect("a job is under way");
+        let (store, store_host) = (process.store.as_ref(), host.store.as_ref());
+        let (store, store_host) = store.zip(store_host).expect("a copy has a store");
+        store_host.fuse.arm(steps);
+        let _ = glue::run_job(job, store, &host.ring);
+        process.lanes[1].clear();
+        store_host.fuse.reset();
+        self.kill(server, false);
+    }
+
     /// A server's process ends where it stands. With `power`, its machine loses power as well.
     pub(crate) fn crash(&mut self, server: ServerId, power: bool) {
         let host = &mut self.hosts[server.index()];
