@@ -123,6 +123,17 @@ fn repair_block_that_nobody_has_fails_its_reads_alone_until_its_copy_returns() {
     stage.reckon();
 }
 
+/// Both disks have lost a block, but the backup has it in memory still: that will do.
+#[test]
+fn repair_block_that_both_disks_lost_comes_from_memory() {
+    let (mut stage, ino) = with_file();
+    damage(&mut stage, A, 0);
+    damage(&mut stage, B, 0);
+    restart_primary(&mut stage, B);
+    assert_eq!(stage.call(1, read(ino, 0)).0, Status::Ok);
+    stage.reckon();
+}
+
 /// Nobody has the block, and its file is written over: what was lost is not missed.
 #[test]
 fn repair_lost_block_that_is_written_over_is_read_again() {
@@ -130,6 +141,8 @@ fn repair_lost_block_that_is_written_over_is_read_again() {
     stage.world.observer.model.may_lose_blocks = true;
     damage(&mut stage, A, 0);
     damage(&mut stage, B, 0);
+    stage.crash(B);
+    stage.restart(B);
     restart_primary(&mut stage, B);
     assert_eq!(stage.call(1, read(ino, 0)).0, Status::Io);
     assert_eq!(stage.call(1, write(ino, 0, 0, BLOCK)).0, Status::Ok);
