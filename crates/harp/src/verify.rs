@@ -179,9 +179,7 @@ fn await_mended(
         if let Ok(Answer::Status(status)) = ask(config, copy, Request::Status, PATIENCE) {
             if status.lost > 0 {
                 let lost = status.lost;
-                return Err(refused(format!(
-                    "{why}; no other copy has {lost} of its damaged blocks"
-                )));
+                return Err(refused(format!("{why}; {lost} damaged blocks cannot be mended now")));
             }
             let same = before.pid == Some(status.pid);
             if status.damaged == 0 {

@@ -408,19 +408,7 @@ impl Node {
         repair.writing = false;
         let written = match result {
             Ok(written) => written,
-            Err(StoreError::Full { .. }) => {
-                for damaged in repair.damaged.values_mut() {
-                    if matches!(damaged.stage, Stage::Writing(_)) {
-                        let pause = LOST_ROUND_TIMEOUTS * self.settings.failure_timeout;
-                        damaged.stage = Stage::Due(now.steady.plus(pause));
-                    }
-                }
-                if !std::mem::replace(&mut repair.told_no_room, true) {
-                    let text = "there is no room to mend damaged blocks; it is tried again".into();
-                    out.notices.push(Notice::Remark { text });
-                }
-                return;
-            }
+            Err(StoreError::Full { .. }) => return self.put_mending_off(now, out),
             Err(error) => return self.store_failed(error.to_string(), out),
         };
         assert_eq!(written.len(), remedies.len(), "each remedy helped or not");
@@ -450,6 +438,24 @@ impl Node {
             let givers: Vec<String> = givers.iter().map(|giver| giver.to_string()).collect();
             let text = format!("{count} mended from {}: {names}", givers.join(" and "));
             out.notices.push(Notice::Remark { text });
+        }
+        self.wake(MENDING);
+    }
+
+    /// There is no room to write what came. It is asked for again; until then it is as good as lost.
+    fn put_mending_off(&mut self, now: Now, out: &mut Output) {
+        let again = now.steady.plus(LOST_ROUND_TIMEOUTS * self.settings.failure_timeout);
+        let copy = self.copy.as_mut().expect("only copies have images");
+        for ((file, block), damaged) in &mut copy.repair.damaged {
+            if matches!(damaged.stage, Stage::Writing(_)) {
+                damaged.stage = Stage::Due(again);
+                damaged.lost = true;
+                copy.shadow.lose_block(*file, *block);
+            }
+        }
+        if !std::mem::replace(&mut copy.repair.told_no_room, true) {
+            let text = "there is no room to mend damaged blocks: reading them fails until there is";
+            out.notices.push(Notice::Remark { text: text.into() });
         }
         self.wake(MENDING);
     }

@@ -147,7 +147,10 @@ impl World {
         }
         process.counted = process.counted.max(counted);
         process.cp = pulse.cp;
-        self.blocks_lost |= given_up && self.any_damage();
+        if given_up && self.any_damage() {
+            note!(self, "an image is given up while blocks of another one are damaged");
+            self.blocks_lost = true;
+        }
         self.observer.turn_ended(&pulse)?;
         Ok(pulse)
     }

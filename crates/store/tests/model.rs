@@ -399,7 +399,12 @@ fn damaged_block_and_value_are_noticed_and_a_block_is_mended() {
     let position = world.disk.positions()[2];
     world.disk.spoil(position);
     let (reader, mut seen) = (store.reader().unwrap(), Vec::new());
-    reader.read_blocks_but(1, 0, &mut out, &mut |damaged| Ok(seen.push(damaged))).unwrap();
+    reader
+        .read_blocks_but(1, 0, &mut out, &mut |damaged| {
+            seen.push(damaged);
+            Ok(())
+        })
+        .unwrap();
     let unread = seen.pop().unwrap();
     assert_eq!((unread.position, seen.len()), (position, 0));
     let index = unread.block as usize * BLOCK_BYTES;
