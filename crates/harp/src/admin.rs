@@ -92,6 +92,12 @@ pub struct ServerStatus {
     #[serde(default)]
     pub unwritten_bytes: u64,
     pub durability: String,
+    /// Damaged blocks being fetched from another copy; those that none has; those mended since the start.
+    pub damaged: u64,
+    pub lost: u64,
+    pub mended: u64,
+    /// The last one mended, in words.
+    pub last_mended: Option<String>,
 }
 
 impl ServerStatus {
@@ -116,6 +122,10 @@ impl ServerStatus {
             log_bytes: status.log_bytes,
             unwritten_bytes: status.unwritten_bytes,
             durability: durability.to_string(),
+            damaged: status.repair.damaged,
+            lost: status.repair.lost,
+            mended: status.repair.mended,
+            last_mended: status.repair.last_mended.clone(),
         }
     }
 }

@@ -321,10 +321,17 @@ fn run_status(parser: Parser) -> Result<(), HarpError> {
 
 fn run_verify(parser: Parser) -> Result<(), HarpError> {
     let (config, json) = parse_group(parser)?;
-    let verify::Verified { op, digest } = verify::verify(&config)?;
+    let verify::Verified { op, digest, mended } = verify::verify(&config)?;
     if json {
-        println!("{}", serde_json::json!({ "equal": true, "op": op, "digest": digest }));
+        let mended: serde_json::Map<String, serde_json::Value> =
+            mended.iter().map(|(copy, count)| (copy.to_string(), (*count).into())).collect();
+        let equal =
+            serde_json::json!({ "equal": true, "op": op, "digest": digest, "mended": mended });
+        println!("{equal}");
     } else {
+        for (copy, count) in mended {
+            println!("{count} blocks were damaged at {copy} and are mended from another copy");
+        }
         println!("equal at op {op}: {digest}");
     }
     Ok(())

@@ -271,4 +271,19 @@ pub struct NodeStatus {
     pub unwritten_bytes: u64,
     /// The newest digest: op and result.
     pub digest: Option<(u64, Result<[u8; 32], String>)>,
+    /// What became of damaged blocks.
+    pub repair: RepairStatus,
+}
+
+/// Damaged blocks of a copy's image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepairStatus {
+    /// Blocks known to be damaged, which are being fetched from another copy.
+    pub damaged: u64,
+    /// Those that no other copy has, for all that is known.
+    pub lost: u64,
+    /// Blocks mended since the process began.
+    pub mended: u64,
+    /// The last of them, in words.
+    pub last_mended: Option<String>,
 }

@@ -295,6 +295,7 @@ impl Node {
             load: (!image.whole).then(|| Load::new(now.steady)),
             reading_parts: ServerSet::EMPTY,
             lent: Vec::new(),
+            repair: Default::default(),
             debits: Debits::starting(image.lb),
             no_room: false,
             halted: false,

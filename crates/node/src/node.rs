@@ -7,19 +7,20 @@
 use std::collections::VecDeque;
 
 use harp_fs::handle::Volume;
-use harp_fs::need::Need;
+use harp_fs::need::{Fetched, Need};
 use harp_fs::shadow::Shadow;
 use harp_log::{DiskCommand, DiskDone, Log, Ring, SlotFile};
 use harp_vr::{Action, LogFacts, Nanos, Op, Planted, Replica, ServerSet, View};
 use rustc_hash::FxHashMap;
 
-use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
+use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, RepairStatus, Settings};
 use crate::clients::ClientTable;
 use crate::gather::Gather;
 use crate::halt::Redo;
 use crate::jobs::{Done, Frozen, ImageState, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
 use crate::rebuild::{Lent, Load};
+use crate::repair::Repair;
 use crate::serve::{Awaiting, Conn, Held, Waiting};
 use crate::space::Debits;
 use crate::users::Users;
@@ -73,6 +74,7 @@ pub(crate) struct Copy {
     /// Learners for whom a part of the image is being read.
     pub reading_parts: ServerSet,
     pub lent: Vec<Lent>,
+    pub repair: Repair,
 }
 
 impl Copy {
@@ -247,6 +249,7 @@ impl Node {
         self.pace_checkpoint(now, out);
         self.complete_image(out);
         self.tend_shadow(out);
+        self.tend_repair(now, out);
         self.ask_store(out);
         self.replica.finish(&mut self.actions);
         self.carry_out(now, out);
@@ -606,15 +609,26 @@ impl Node {
     fn on_store(&mut self, now: Now, done: Done, out: &mut Output) {
         match done {
             Done::Fetched { id, fetched } => match fetched {
-                Ok(fetched) => self.on_fetched(id, fetched),
+                Ok((mut fetched, mut damaged)) => {
+                    if self.settings.planted == Some(Planted::DamageServed) {
+                        damaged.clear();
+                        fetched.iter_mut().for_each(Fetched::take_as_sound);
+                    }
+                    self.note_damage(now, &damaged, out);
+                    self.on_fetched(id, fetched);
+                }
                 Err(error) => self.store_failed(error.to_string(), out),
             },
             Done::NoRoom(frozen) => self.on_no_room(now, frozen, out),
-            Done::Checkpointed { op, result: Ok(()) } => self.on_checkpointed(now, op, out),
+            Done::Checkpointed { op, result: Ok(damaged) } => {
+                self.on_checkpointed(now, op, out);
+                self.repair_moved(damaged);
+            }
             Done::Checkpointed { result: Err(error), .. } => {
                 self.store_failed(error.to_string(), out)
             }
-            Done::Digested { op, result } => {
+            Done::Digested { op, result, damaged } => {
+                self.note_scrub(now, &damaged, out);
                 let copy = self.copy.as_mut().expect("only copies digest");
                 assert_eq!(copy.digesting.take(), Some(op), "a digest nobody asked for");
                 let digest = result.map_err(|e| e.to_string());
@@ -630,13 +644,21 @@ impl Node {
                 self.try_stage(now, out);
             }
             Done::PartRead(read) => self.on_part_read(now, read, out),
+            Done::BlockRead(read) => self.on_block_read(now, read, out),
+            Done::Examined { blocks, damaged: Ok(damaged) } => {
+                self.on_examined(now, &blocks, &damaged, out);
+            }
+            Done::Mended { remedies, result } => self.on_mended(now, &remedies, result, out),
             Done::Discarded(Ok(())) => self.on_discarded(now),
             Done::Loaded(Ok(loaded)) => self.on_loaded(now, loaded, out),
             Done::ImageCompleted(Ok(())) => self.on_image_completed(now, out),
             Done::Reloaded(Err(error))
             | Done::Discarded(Err(error))
             | Done::Loaded(Err(error))
-            | Done::ImageCompleted(Err(error)) => self.store_failed(error.to_string(), out),
+            | Done::ImageCompleted(Err(error))
+            | Done::Examined { damaged: Err(error), .. } => {
+                self.store_failed(error.to_string(), out)
+            }
         }
     }
 
@@ -708,6 +730,7 @@ impl Node {
                 false => 0,
             },
             digest: self.copy.as_ref().and_then(|c| c.digest.clone()),
+            repair: self.copy.as_ref().map_or_else(RepairStatus::default, |c| c.repair.status()),
         }
     }
 

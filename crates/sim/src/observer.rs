@@ -317,6 +317,11 @@ impl Observer {
         Ok(first)
     }
 
+    /// Whether a committed change says that this copy has no image.
+    pub fn needs_image(&self, copy: ServerId) -> bool {
+        self.needs_image.contains(copy)
+    }
+
     /// Committed changes say which copies GLB does not count.
     fn change_configuration(&mut self, change: Option<ConfigurationChange>) {
         match change {

@@ -24,6 +24,27 @@ pub enum LogLoss {
     SegmentsGone,
     /// A bit flipped in a batch that was flushed.
     BitFlipped,
+    /// A batch that was flushed never reached the medium.
+    WriteLost,
+    /// A batch that was flushed went over another one.
+    WriteMisdirected,
+}
+
+impl LogLoss {
+    /// All of them.
+    pub const ALL: [LogLoss; 6] = [
+        LogLoss::HeadGone,
+        LogLoss::HeadDamaged,
+        LogLoss::SegmentsGone,
+        LogLoss::BitFlipped,
+        LogLoss::WriteLost,
+        LogLoss::WriteMisdirected,
+    ];
+
+    /// Whether nobody looks at what it damages while the log lies in memory.
+    pub fn is_on_disk_alone(self) -> bool {
+        matches!(self, LogLoss::BitFlipped | LogLoss::WriteLost | LogLoss::WriteMisdirected)
+    }
 }
 
 impl World {
@@ -31,6 +52,20 @@ impl World {
     pub fn kill(&mut self, server: ServerId, power: bool) {
         self.observer.no_loop.ended_otherwise(server);
         self.crash(server, power);
+    }
+
+    /// A server's process ends in the middle of the long store job under way, after so many steps of it.
+    pub fn crash_in_job(&mut self, server: ServerId, steps: u64) {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it is up");
+        let job = process.lanes[1].pop_front().expect("a job is under way");
+        let (store, store_host) = (process.store.as_ref(), host.store.as_ref());
+        let (store, store_host) = store.zip(store_host).expect("a copy has a store");
+        store_host.fuse.arm(steps);
+        let _ = glue::run_job(job, store, &host.ring);
+        process.lanes[1].clear();
+        store_host.fuse.reset();
+        self.kill(server, false);
     }
 
     /// A server's process ends where it stands. With `power`, its machine loses power as well.
@@ -114,25 +149,31 @@ impl World {
     pub fn lose_log(&mut self, server: ServerId, how: LogLoss) -> bool {
         let host = &mut self.hosts[server.index()];
         assert!(!host.is_up(), "{server} is up");
-        match how {
-            LogLoss::HeadGone => host.disk.lose_head(),
-            LogLoss::HeadDamaged => host.disk.damage_file(SlotFile::LogHead),
+        let rng = &mut self.streams.disk;
+        let aimed = match how {
+            LogLoss::HeadGone => {
+                host.disk.lose_head();
+                None
+            }
+            LogLoss::HeadDamaged => {
+                host.disk.damage_file(SlotFile::LogHead);
+                None
+            }
             LogLoss::SegmentsGone => {
-                let any = host.disk.lose_segments();
-                if !any && self.profile.is_ups() {
-                    return false; // all of it is in memory
-                }
+                // In memory alone nothing is there to lose.
+                Some(host.disk.lose_segments() || !self.profile.is_ups())
             }
-            LogLoss::BitFlipped => {
-                if !host.disk.flip_flushed(&mut self.streams.disk) {
-                    return false;
-                }
-            }
+            LogLoss::BitFlipped => Some(host.disk.flip_flushed(rng)),
+            LogLoss::WriteLost => Some(host.disk.lose_flushed(rng)),
+            LogLoss::WriteMisdirected => Some(host.disk.misdirect_flushed(rng)),
+        };
+        if aimed == Some(false) {
+            return false;
         }
         let formed = glue::view_file(&host.disk).map(|durable| durable.formed).unwrap_or_default();
         note!(self, "{server} loses its log: {how:?}");
-        // A flipped bit may lie below the log's begin, where nobody reads it.
-        if how != LogLoss::BitFlipped {
+        // What was aimed at a batch may lie below the log's begin, where nobody reads it.
+        if aimed.is_none() {
             self.observer.log_damaged(server, formed);
         } else {
             self.observer.log_doubtful(server, formed);

@@ -59,6 +59,8 @@ pub enum Kind {
     Past,
     ImageWant,
     ImagePart,
+    BlockWant,
+    BlockGrant,
 }
 
 /// What kind a message is.
@@ -78,6 +80,8 @@ pub fn kind(said: &Said) -> Kind {
         Said::Past { .. } => Kind::Past,
         Said::ImageWant { .. } => Kind::ImageWant,
         Said::ImagePart { .. } => Kind::ImagePart,
+        Said::BlockWant { .. } => Kind::BlockWant,
+        Said::BlockGrant { .. } => Kind::BlockGrant,
     }
 }
 

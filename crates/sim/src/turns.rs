@@ -4,12 +4,13 @@
 //! Invariant: outputs leave when the turn ends; a process that dies there lets a first part go.
 
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
-use harp_node::vr::{Message, ServerId};
+use harp_node::vr::{ConfigurationChange, Message, ServerId};
 use harp_node::wire::record::{self, Split};
 use harp_node::{Event, LookedUp, Notice, Now, Output, Power, StoreJob};
 
 use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
+use crate::nemesis::Fault;
 use crate::profile::{MICRO, SECOND};
 use crate::properties::{Pulse, Verdict, Violation};
 use crate::queue::Due;
@@ -143,16 +144,22 @@ impl World {
         // primary may commit, answer, and leave its view in one turn.
         let led = self.observer.led(&pulse) && answers;
         let counted = if pulse.normal || led { pulse.cp } else { process.counted };
+        let mut given_up = false;
         for op in process.counted + 1..=counted {
             if let Some(record) = glue::committed(&process.node, op)
                 && self.observer.counts_committed(server, record)?
             {
+                given_up |= matches!(record.change, Some(ConfigurationChange::NeedsImage { .. }));
                 let number = record.xid.and_then(|xid| self.observer.number_of(xid));
                 note!(self, "op {op} commits at {server}: request {number:?}");
             }
         }
         process.counted = process.counted.max(counted);
         process.cp = pulse.cp;
+        if given_up && self.any_damage() {
+            note!(self, "an image is given up while blocks of another one are damaged");
+            self.blocks_lost = true;
+        }
         self.observer.turn_ended(&pulse)?;
         Ok(pulse)
     }
@@ -344,7 +351,8 @@ impl World {
                 Notice::Stopped { view } => self.serves_no_longer(server, *view),
                 Notice::Barrier { token, op } => self.barrier = Some((*token, *op)),
                 Notice::Digest { op, digest } => {
-                    self.observer.images.digested(server, *op, digest)?;
+                    let damage = self.profile.faults.contains(Fault::BlockDamage);
+                    self.observer.images.digested(server, *op, digest, damage)?;
                 }
                 Notice::Fatal { .. } => ends = true,
                 Notice::WrittenOut { .. } => {

@@ -28,9 +28,11 @@ impl Replica {
     ) {
         let admitted =
             self.configuration.disks[from.index()] == self.peers[from.index()].incarnation.disk;
+        // What a newer view counts on says nothing of the disks that an old primary counts on.
+        let newer = self.is_primary() && presence.formed > self.durable.formed;
         let peer = &mut self.peers[from.index()];
         peer.presence = Some(presence);
-        if admitted {
+        if admitted && !newer {
             peer.lb = peer.lb.max(presence.lb);
         }
         self.hear_loading(from, &presence);

@@ -51,11 +51,15 @@ pub enum Planted {
     ReadAboveCommit,
     /// Section 3: the client table is not consulted for repeats.
     NoClientTable,
+    /// Repair: a block that fails its checksum is shown as it is.
+    DamageServed,
+    /// Repair: a block written over a damaged one gets the checksum of what comes of it.
+    DamageSealed,
 }
 
 impl Planted {
     /// All of them, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 23] = [
+    pub const ALL: [(Planted, &'static str); 25] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
@@ -79,6 +83,8 @@ impl Planted {
         (Planted::ReplyBeforeCommit, "reply-before-commit"),
         (Planted::ReadAboveCommit, "read-above-commit"),
         (Planted::NoClientTable, "no-client-table"),
+        (Planted::DamageServed, "damage-served"),
+        (Planted::DamageSealed, "damage-sealed"),
     ];
 
     /// The variant with this name.
