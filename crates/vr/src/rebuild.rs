@@ -307,7 +307,8 @@ impl Replica {
                 (peer.incarnation.disk, peer.presence.is_some_and(whole))
             };
             let admitted = disk == self.configuration.disks[server.index()];
-            if admitted && whole && !self.admitting.contains(server) {
+            let here = server == self.settings.me || !self.is_silent(now, server);
+            if here && admitted && whole && !self.admitting.contains(server) {
                 self.admitting.insert(server);
                 out.push(Action::LogConfiguration(ConfigurationChange::HasImage { server }));
             }

@@ -570,6 +570,8 @@ impl Replica {
             self.durable.configuration.change(self.settings.shape, change);
             self.durable.settled = op;
         }
+        // A mark acts from here on, before anybody asks whether it may be taken back.
+        self.advance_glb();
         self.persist(out);
     }
 
