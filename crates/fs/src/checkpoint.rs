@@ -2,7 +2,8 @@
 //! Owns: which rows, cuts and blocks a generation comes to, in the order the store wants.
 //! Never: runs on the server's loop; writes anything itself.
 //! Invariant: rows ascend by key, cuts by file, blocks by file and block; every merged block has
-//! the checksum that its last record promised, unless the image below is partial.
+//! the checksum that its last record promised, unless the image below is partial. One whose content below is
+//! damaged is written under that checksum: it stays damaged until somebody brings the bytes that have it.
 //! Source: ARCHITECTURE.md; docs/disk-format.md.
 
 use crate::blocks::{Base, BlockSlot, LogBytes};
@@ -25,7 +26,8 @@ pub struct BlockOut<'a> {
     pub ino: u64,
     /// The block's index in the file.
     pub block: u64,
-    /// CRC32C of the data, as the record promised it and, where blocks were merged, checked.
+    /// CRC32C of the data, as the record promised it and, where blocks were merged, checked; of what the data
+    /// should be, where the block is damaged.
     pub crc: u32,
     /// The data.
     pub data: &'a Block,
@@ -39,6 +41,7 @@ pub struct MergedBlocks<'a> {
     order: Vec<(u32, Option<u32>)>,
     /// With its checksum.
     merged: Vec<(Box<Block>, u32)>,
+    damaged: Vec<(u64, u64)>,
 }
 
 impl MergedBlocks<'_> {
@@ -64,6 +67,12 @@ impl MergedBlocks<'_> {
     /// How many blocks there are.
     pub fn len(&self) -> usize {
         self.order.len()
+    }
+
+    /// Those whose content below is damaged, so that they have not the checksum they are given with, as (file,
+    /// block).
+    pub fn damaged(&self) -> &[(u64, u64)] {
+        &self.damaged
     }
 
     /// Whether there are none.
@@ -188,7 +197,7 @@ impl Generation {
             let slot = &slots[*slot as usize];
             (slot.ino, slot.block)
         });
-        let mut merged = Vec::new();
+        let (mut merged, mut damaged) = (Vec::new(), Vec::new());
         for (slot, place) in &mut order {
             let slot = &slots[*slot as usize];
             match self.blocks.whole(slot, log) {
@@ -196,35 +205,47 @@ impl Generation {
                 Some(_) if matches!(slot.base, Base::Log(_)) => {}
                 Some(data) => _ = check(slot, data)?,
                 None => {
-                    let content = self.merge(slot, log, base)?;
-                    let crc = match base.is_partial() {
-                        true => crc32c::crc32c(&content[..]),
-                        false => check(slot, &content)?,
+                    let (content, sound) = self.merge(slot, log, base)?;
+                    let crc = match (sound, base.is_partial()) {
+                        (true, true) => crc32c::crc32c(&content[..]),
+                        (true, false) => check(slot, &content)?,
+                        // Perhaps all that was damaged was overwritten.
+                        (false, _) if crc32c::crc32c(&content[..]) == slot.crc => slot.crc,
+                        (false, _) => {
+                            damaged.push((slot.ino, slot.block));
+                            slot.crc
+                        }
                     };
                     *place = Some(merged.len() as u32);
                     merged.push((content, crc));
                 }
             }
         }
-        Ok(MergedBlocks { generation: self, log, order, merged })
+        Ok(MergedBlocks { generation: self, log, order, merged, damaged })
     }
 
+    /// The content, and whether what lies below is sound.
     fn merge(
         &self,
         slot: &BlockSlot,
         log: &dyn LogBytes,
         base: &dyn ImageReader,
-    ) -> Result<Box<Block>, ImageError> {
+    ) -> Result<(Box<Block>, bool), ImageError> {
+        let mut sound = true;
         let mut content = Box::new([0; BLOCK_BYTES]);
         let file = self.blocks.file(self.seed, slot.ino);
         let absent = file.is_some_and(|file| file.absent <= slot.block);
         match self.blocks.base(slot, log) {
             Some(data) => *content = *data,
             None if absent => {}
-            None => base.read_blocks(slot.ino, slot.block, 1, &mut content[..], &mut |_, _| ())?,
+            None => {
+                let damage = &mut |_| sound = false;
+                let held = &mut |_, _| ();
+                base.read_blocks_but(slot.ino, slot.block, 1, &mut content[..], held, damage)?;
+            }
         }
         self.blocks.put_ranges(slot, log, &mut content);
-        Ok(content)
+        Ok((content, sound))
     }
 }
 

@@ -197,6 +197,9 @@ impl Shadow {
         if let Some(data) = self.clean.block(ino, block) {
             return Known::Is(data.is_some(), 0);
         }
+        if self.is_lost(ino, block) {
+            return Known::Is(true, 0); // what is there is another question
+        }
         match self.look_inode(ino) {
             Known::Is(inode, op) => {
                 let end = blocks_of(inode.size);

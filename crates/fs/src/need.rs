@@ -138,6 +138,21 @@ pub trait ImageReader {
         out: &mut [u8],
         held: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ImageError>;
+
+    /// The same, and tells `damaged` each block that does not have its checksum, ascending. In `out` it is as it
+    /// was found. An image that knows no such blocks need not have this.
+    fn read_blocks_but(
+        &self,
+        file: u64,
+        first: u64,
+        count: u32,
+        out: &mut [u8],
+        held: &mut dyn FnMut(u64, u64),
+        damaged: &mut dyn FnMut(u64),
+    ) -> Result<(), ImageError> {
+        let _ = damaged;
+        self.read_blocks(file, first, count, out, held)
+    }
 }
 
 /// Entries of a directory in the order of their cookies, with their names back to back.
@@ -172,13 +187,47 @@ pub struct Fetched {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // the fields are those of the need
 pub enum FetchedValue {
-    Inode { ino: u64, inode: Option<Inode> },
-    Entry { dir: u64, name: Box<[u8]>, entry: Option<Entry> },
-    Listing { dir: u64, after: u64, page: Page },
-    Names { dir: u64, after: u64, page: Page },
-    Blocks { ino: u64, first: u64, held: Vec<bool>, data: Vec<u8> },
-    Target { ino: u64, target: Option<Box<[u8]>> },
+    Inode {
+        ino: u64,
+        inode: Option<Inode>,
+    },
+    Entry {
+        dir: u64,
+        name: Box<[u8]>,
+        entry: Option<Entry>,
+    },
+    Listing {
+        dir: u64,
+        after: u64,
+        page: Page,
+    },
+    Names {
+        dir: u64,
+        after: u64,
+        page: Page,
+    },
+    /// Those in `damaged`, ascending, are not what they should be; nothing comes of them.
+    Blocks {
+        ino: u64,
+        first: u64,
+        held: Vec<bool>,
+        data: Vec<u8>,
+        damaged: Vec<u64>,
+    },
+    Target {
+        ino: u64,
+        target: Option<Box<[u8]>>,
+    },
     Super(Option<Super>),
+}
+
+impl Fetched {
+    /// Damaged blocks count as what they should be. Only to see that somebody notices.
+    pub fn take_as_sound(&mut self) {
+        if let FetchedValue::Blocks { damaged, .. } = &mut self.value {
+            damaged.clear();
+        }
+    }
 }
 
 impl Need {
@@ -267,10 +316,13 @@ fn blocks(
     let count = count.clamp(1, NEED_BLOCKS_MAX);
     let mut held = vec![false; count as usize];
     let mut data = vec![0; count as usize * BLOCK_BYTES];
-    image.read_blocks(ino, first, count, &mut data, &mut |at, len| {
+    let mut holds = |at: u64, len: u64| {
         let begin = at.saturating_sub(first).min(count.into()) as usize;
         let end = (at.saturating_add(len).saturating_sub(first)).min(count.into()) as usize;
         held[begin.min(end)..end].fill(true);
-    })?;
-    Ok(FetchedValue::Blocks { ino, first, held, data })
+    };
+    let mut damaged = Vec::new();
+    let damage = &mut |block| damaged.push(block);
+    image.read_blocks_but(ino, first, count, &mut data, &mut holds, damage)?;
+    Ok(FetchedValue::Blocks { ino, first, held, data, damaged })
 }

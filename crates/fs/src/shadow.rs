@@ -13,6 +13,7 @@
 //!   image      at lb, or at F a moment before the shadow hears of it
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::atime::{AccessTimes, Accesses};
@@ -20,7 +21,7 @@ use crate::cache::Clean;
 use crate::filter::Filters;
 use crate::generation::Generation;
 use crate::hash::Seed;
-use crate::inode::{Known, Super};
+use crate::inode::{BLOCK_BYTES, Known, Super};
 use crate::need::{Fetched, FetchedValue, Need, Page};
 
 pub use crate::apply::ApplyError;
@@ -60,7 +61,12 @@ pub struct Shadow {
     pub(crate) counters: Option<(Super, u64)>,
     pub(crate) listing_need: Option<Need>,
     pub(crate) accesses: Accesses,
+    /// Blocks of the image that nobody has the content of.
+    pub(crate) lost: BTreeSet<(u64, u64)>,
 }
+
+/// Lost blocks remembered at most; others are found again when they are wanted.
+const LOST_MAX: usize = 4096;
 
 impl Shadow {
     /// Knows nothing, over an image exact at `lb`.
@@ -80,6 +86,7 @@ impl Shadow {
             counters: None,
             listing_need: None,
             accesses: Accesses::new(settings.access_times),
+            lost: BTreeSet::new(),
         }
     }
 
@@ -108,6 +115,7 @@ impl Shadow {
         self.counters = None;
         self.listing_need = None;
         self.accesses.clear();
+        self.lost.clear();
     }
 
     /// Closes the active generation, which ends at `op` = [`Shadow::op`], in constant time. The
@@ -134,9 +142,59 @@ impl Shadow {
             return;
         }
         self.lb = op;
+        self.lost.clear(); // what was written anew is not lost; the others are found again
         if self.frozen.as_ref().is_some_and(|frozen| frozen.end() == op) {
             self.discard_retired();
             self.retired = self.frozen.take();
+        }
+    }
+
+    /// The image's content of a block is damaged and nobody has it: what needs it fails, until the next
+    /// checkpoint, or [`Shadow::found_block`].
+    pub fn lose_block(&mut self, ino: u64, block: u64) {
+        if self.lost.len() == LOST_MAX {
+            self.lost.clear();
+        }
+        self.lost.insert((ino, block));
+    }
+
+    /// The image has the content of a block again.
+    pub fn found_block(&mut self, ino: u64, block: u64) {
+        self.lost.remove(&(ino, block));
+    }
+
+    /// Whether the image's content of a block is needed and lost, as far as known.
+    pub(crate) fn is_lost(&self, ino: u64, block: u64) -> bool {
+        self.lost.contains(&(ino, block))
+    }
+
+    /// Whether a block that one of `needs` asks for is lost.
+    pub(crate) fn any_lost(&self, needs: &[Need]) -> bool {
+        let lost = |need: &Need| match need {
+            Need::Blocks { ino, first, count } => {
+                let end = first.saturating_add(u64::from(*count));
+                self.lost.range((*ino, *first)..(*ino, end)).next().is_some()
+            }
+            _ => false,
+        };
+        !self.lost.is_empty() && needs.iter().any(lost)
+    }
+
+    /// Puts those of the blocks into the cache that are not damaged.
+    fn put_sound_blocks(
+        &mut self,
+        (ino, first): (u64, u64),
+        held: &[bool],
+        data: &[u8],
+        damaged: &[u64],
+    ) {
+        let mut begin = 0;
+        for end in damaged.iter().map(|block| (block - first) as usize).chain([held.len()]) {
+            if begin < end {
+                let data = data[begin * BLOCK_BYTES..end * BLOCK_BYTES].to_vec();
+                self.clean.put_blocks(ino, first + begin as u64, &held[begin..end], data);
+            }
+            begin = end + 1;
         }
     }
 
@@ -195,8 +253,11 @@ impl Shadow {
             }
             FetchedValue::Listing { dir, after, page } => self.clean.pages.insert(dir, after, page),
             FetchedValue::Names { dir, after, page } => self.add_names(dir, after, &page),
-            FetchedValue::Blocks { ino, first, held, data } => {
+            FetchedValue::Blocks { ino, first, held, data, damaged } if damaged.is_empty() => {
                 self.clean.put_blocks(ino, first, &held, data);
+            }
+            FetchedValue::Blocks { ino, first, held, data, damaged } => {
+                self.put_sound_blocks((ino, first), &held, &data, &damaged);
             }
             FetchedValue::Target { ino, target } => self.clean.put_target(ino, target),
             FetchedValue::Super(counters) => {

@@ -4,8 +4,8 @@
 
 use crate::effect::EffectWriter;
 use crate::generation::Generation;
-use crate::inode::{BLOCK_BYTES, Known};
-use crate::need::{ImageError, NEED_BLOCKS_MAX, Need};
+use crate::inode::{BLOCK_BYTES, Block, Known};
+use crate::need::{FetchedValue, ImageError, ImageReader, NEED_BLOCKS_MAX, Need};
 use crate::request::FileType;
 use crate::shadow::{Shadow, ShadowSettings};
 use crate::testing::{Dice, MemImage, MemLog, World};
@@ -264,4 +264,93 @@ fn entries_that_were_given_the_same_cookie_are_an_error_of_the_checkpoint() {
     shadow.apply(1, &log.0, 0, &log).unwrap();
     let made = shadow.freeze(1).metadata(&MemImage::formatted(), &mut |_, _| Ok(()));
     assert!(matches!(made, Err(ImageError::CookieTwice { dir: 1, cookie: 7 })), "{made:?}");
+}
+
+/// An image all of whose blocks hold these bytes, which are not what they should be.
+struct Damaged(Block);
+
+impl ImageReader for Damaged {
+    fn op(&self) -> u64 {
+        0
+    }
+
+    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
+        Ok(None)
+    }
+
+    fn scan(
+        &self,
+        _: &[u8],
+        _: usize,
+        _: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), ImageError> {
+        Ok(())
+    }
+
+    fn read_blocks(
+        &self,
+        ino: u64,
+        block: u64,
+        _: u32,
+        _: &mut [u8],
+        _: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), ImageError> {
+        Err(ImageError::BadBlock { ino, block })
+    }
+
+    fn read_blocks_but(
+        &self,
+        _: u64,
+        first: u64,
+        count: u32,
+        out: &mut [u8],
+        held: &mut dyn FnMut(u64, u64),
+        damaged: &mut dyn FnMut(u64),
+    ) -> Result<(), ImageError> {
+        out.chunks_exact_mut(BLOCK_BYTES).for_each(|block| block.copy_from_slice(&self.0));
+        held(first, count.into());
+        (first..first + u64::from(count)).for_each(damaged);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_part_written_over_a_damaged_block_keeps_the_checksum_of_what_should_be_there() {
+    let sound = [7; BLOCK_BYTES];
+    let mut wanted = sound;
+    wanted[100..150].fill(9);
+    // A flipped bit in what is overwritten is none any more.
+    for (flipped, left) in [(99, &[(5, 3)][..]), (120, &[])] {
+        let mut content = sound;
+        content[flipped] ^= 1;
+        let mut room = [0; 200];
+        let mut writer = EffectWriter::new(&mut room);
+        writer.range(5, 3, 100, crc32c::crc32c(&wanted), &[9; 50]);
+        let len = writer.finish().unwrap();
+        let log = MemLog(room[..len].to_vec());
+        let mut shadow = Shadow::new(SETTINGS, 0);
+        shadow.apply(1, &log.0, 0, &log).unwrap();
+        let generation = shadow.freeze(1);
+        let blocks = generation.blocks(&log, &Damaged(content)).unwrap();
+        let out = blocks.iter().next().unwrap();
+        assert_eq!((out.crc, blocks.damaged()), (crc32c::crc32c(&wanted), left));
+        assert_eq!(*out.data == wanted, left.is_empty());
+    }
+}
+
+#[test]
+fn damaged_blocks_are_not_taken_for_content() {
+    let mut shadow = Shadow::new(SETTINGS, 0);
+    let fetched = Need::Blocks { ino: 5, first: 3, count: 2 }.fetch(&Damaged([7; BLOCK_BYTES]));
+    let mut fetched = fetched.unwrap();
+    let FetchedValue::Blocks { damaged, .. } = &mut fetched.value else { panic!("blocks") };
+    assert_eq!(damaged[..], [3, 4]);
+    damaged.remove(0);
+    shadow.fetched(fetched);
+    let mut out = [0; BLOCK_BYTES];
+    let mut look = |block| shadow.read_block(5, block, &MemLog::default(), &mut out);
+    assert!(matches!(look(3), Known::Is(..)) && matches!(look(4), Known::Unknown));
+    // Known to be lost, it still counts as there.
+    shadow.lose_block(5, 4);
+    assert!(matches!(shadow.block_exists(5, 4), Known::Is(true, 0)));
 }

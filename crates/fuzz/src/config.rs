@@ -46,6 +46,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         id: [1; 16],
         copies: 2,
         durability: harp_node::Durability::Disk,
+        memory_dir: harp::config::MEMORY_DIR_DEFAULT.into(),
         peer_key: [2; 32],
         handle_key: [3; 16],
         place: Place::Here {

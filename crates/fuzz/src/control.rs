@@ -111,7 +111,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ];
     let status = r#"{"status":{"pid":1,"role":"primary","state":"normal","promised":"0.1.7.a","formed":"0.1.7.a",
         "formed_number":1792,"members":3,"primary":0,"fp":5,"cp":5,"ap":5,"lb":4,"glb":4,"lease_left_ms":100,
-        "serving":true,"log_bytes":77,"durability":"disk"}}"#;
+        "serving":true,"log_bytes":77,"durability":"disk",
+        "damaged":1,"lost":0,"mended":2,"last_mended":null}}"#;
     let json = |message: &ToSupervisor| serde_json::to_vec(message).expect("can be encoded");
     let mut seeds: Vec<(u8, Vec<u8>)> = vec![
         (0, serde_json::to_vec(&client).expect("can be encoded")),

@@ -16,7 +16,8 @@ const AS_THEY_ARE: u8 = 2;
 /// Where the extent of an input was read.
 const EXTENT_AT: LogPos = LogPos(3 << 20);
 const RING_BYTES: usize = 32 << 10;
-const SETTINGS: LogSettings = LogSettings { segment_bytes: 16 << 10, segments_max: 8, start: 1 };
+const SETTINGS: LogSettings =
+    LogSettings { segment_bytes: 16 << 10, segments_max: 8, start: 1, keeps_clean_mark: false };
 
 /// One input.
 pub fn run(input: &[u8]) {

@@ -22,7 +22,8 @@ const UNCHAINED: u8 = 2;
 const MIRRORED: u8 = 4;
 const HEAD_BYTES: usize = 192;
 const RING_BYTES: usize = 32 << 10;
-const SETTINGS: LogSettings = LogSettings { segment_bytes: 16 << 10, segments_max: 4, start: 9 };
+const SETTINGS: LogSettings =
+    LogSettings { segment_bytes: 16 << 10, segments_max: 4, start: 9, keeps_clean_mark: false };
 const DISK_BYTES: usize = 64 << 10;
 const BLOCKS: usize = DISK_BYTES / BLOCK_BYTES as usize;
 /// Writes of a head that there may have been: a little below the bound, for no disk lives to see more.

@@ -57,6 +57,7 @@ fn can_be_used(message: &Message) {
             views_go_on(&[*view]);
             assert!(op.next() > *op);
         }
+        Message::BlockWant { lb } | Message::BlockGrant { lb } => assert!(lb.next() > *lb),
         Message::Prepare(p) => {
             views_go_on(&[p.view]);
             assert!(p.last.next() > p.last && p.first.next() > p.first);
@@ -105,7 +106,7 @@ fn on_slot(slot: &[u8]) {
 
 /// A message of each number, one with records, and a view file.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut seeds: Vec<Vec<u8>> = (1..=14)
+    let mut seeds: Vec<Vec<u8>> = (1..=16)
         .map(|number| {
             let mut frame = vec![0; 260];
             frame[33] = number;
@@ -147,6 +148,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             needs_image: ServerSet::EMPTY,
         },
         settled: Op(3),
+        memory: 5,
     };
     let slot = durable.encode(9);
     seeds.push(slot[8..].to_vec());

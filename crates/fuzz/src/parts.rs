@@ -1,12 +1,15 @@
-//! Parts: pieces of an image on their way to a copy that loads it, and the places that are asked for.
+//! Parts: pieces of an image on their way to a copy that loads it, and the places that are asked for; single blocks
+//! under their names.
 //! Owns: mending the checksum, so that what is wrong in an input lies behind it.
-//! Source: docs/notes/rebuild.md.
+//! Source: docs/notes/rebuild.md; docs/notes/repair.md.
 //!
-//! Input: a part without its checksum: place, next place, items. Its place is the one that was asked for.
+//! Input: a part without its checksum: place, next place, items. Its place is the one that was asked for. It is also
+//! tried as a block.
 
+use harp_node::BlockName;
 use harp_node::part::{Part, PartSource, Place, Section};
 use harp_node::store::{
-    BlockWrite, Checkpoint, Content, Limits, MemDisk, MemEngine, MetadataSink, Store,
+    BLOCK_BYTES, BlockWrite, Checkpoint, Content, Limits, MemDisk, MemEngine, MetadataSink, Store,
 };
 
 use crate::memory::within;
@@ -19,6 +22,7 @@ type MemStore = Store<MemEngine, MemDisk>;
 
 /// One input.
 pub fn run(input: &[u8]) {
+    on_block(input);
     // Section, length of the key, the key.
     let Some(len) = input.get(1..3).map(|len| u16::from_le_bytes([len[0], len[1]])) else { return };
     let place = within(1024, || Place::read(input.get(..3 + usize::from(len)).unwrap_or(input)));
@@ -36,6 +40,23 @@ pub fn run(input: &[u8]) {
     assert!(blocks.is_sorted_by(|a, b| a < b), "blocks out of order");
     assert!(keys.is_empty() || blocks.is_empty(), "two sections in one part");
     load(&part);
+}
+
+/// Where the checksum stands in a block's name, and where the block begins.
+const NAME_CRC: std::ops::Range<usize> = 16..20;
+
+/// A block is what its name says, to the byte.
+fn on_block(input: &[u8]) {
+    if let Some((name, data)) = within(0, || BlockName::read(input)) {
+        assert_eq!([&name.bytes()[..], data.map_or(&[], |data| &data[..])].concat(), input);
+        assert!(data.is_none_or(|data| crc32c::crc32c(data) == name.crc));
+    }
+    if input.len() > NAME_CRC.end {
+        let mut sealed = input.to_vec();
+        sealed[NAME_CRC].copy_from_slice(&crc32c::crc32c(&input[NAME_CRC.end..]).to_le_bytes());
+        let named = within(0, || BlockName::read(&sealed)).is_some();
+        assert!(!named || input.len() == NAME_CRC.end + BLOCK_BYTES);
+    }
 }
 
 /// Whatever a part holds can be put into an image.
@@ -81,10 +102,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let reader = store.reader().expect("an image");
     let (mut place, mut seeds) = (Place::start(), Vec::new());
     while place.section != Section::End {
-        let bytes = reader.part(&place, 1).expect("a part");
+        let bytes = reader.part(&place, 1, &mut |damaged| panic!("{damaged}")).expect("a part");
         let part = Part::read(OP, &place, &bytes).expect("its own part");
         place = part.next;
         seeds.push(bytes[4..].to_vec());
     }
+    let name = BlockName { file: 2, block: 1, crc: crc32c::crc32c(&data) };
+    seeds.push([&name.bytes()[..], &data[..]].concat());
     seeds
 }

@@ -1,7 +1,7 @@
 //! Operators of one server: one line of JSON asks, one line answers. They come by its admin socket, or by its peer
 //! address with the group's key (see `operator`).
 //! Owns: the requests and answers, the serving side within the loop.
-//! Never: changes anything but by asking the node for a barrier.
+//! Never: changes anything but by asking the node for a barrier, or telling it of the power supply.
 //! Invariant: at most [`ADMINS_MAX`] operators at once, each with one request of at most
 //! [`LINE_BYTES_MAX`] bytes under way.
 
@@ -36,6 +36,33 @@ pub enum Request {
     Verify,
     /// This copy's digest at that op.
     Digest(u64),
+    /// What the machine runs on from now on. Told that power is low, a server whose log is in memory answers when it
+    /// is written out, and ends.
+    Power(PowerState),
+}
+
+/// What an operator, or a program that watches the power supply, says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PowerState {
+    /// The mains are there.
+    Mains,
+    /// They are not; the battery lasts for a while.
+    OnBattery,
+    /// The battery is about to be empty.
+    Low,
+}
+
+impl PowerState {
+    /// The state of that name.
+    pub fn named(name: &str) -> Option<PowerState> {
+        match name {
+            "mains" => Some(PowerState::Mains),
+            "on-battery" => Some(PowerState::OnBattery),
+            "low" => Some(PowerState::Low),
+            _ => None,
+        }
+    }
 }
 
 /// The answer to [`Request::Status`].
@@ -61,7 +88,16 @@ pub struct ServerStatus {
     pub lease_left_ms: u64,
     pub serving: bool,
     pub log_bytes: u64,
+    /// Bytes of the log that count and are in memory alone.
+    #[serde(default)]
+    pub unwritten_bytes: u64,
     pub durability: String,
+    /// Damaged blocks being fetched from another copy; those that none has; those mended since the start.
+    pub damaged: u64,
+    pub lost: u64,
+    pub mended: u64,
+    /// The last one mended, in words.
+    pub last_mended: Option<String>,
 }
 
 impl ServerStatus {
@@ -84,7 +120,12 @@ impl ServerStatus {
             lease_left_ms: status.lease_left / crate::clock::NANOS_PER_MS,
             serving: status.serving,
             log_bytes: status.log_bytes,
+            unwritten_bytes: status.unwritten_bytes,
             durability: durability.to_string(),
+            damaged: status.repair.damaged,
+            lost: status.repair.lost,
+            mended: status.repair.mended,
+            last_mended: status.repair.last_mended.clone(),
         }
     }
 }
@@ -101,6 +142,8 @@ pub enum Answer {
     Pending,
     /// To `digest`: hexadecimal digits, or what is damaged.
     Digest(Result<String, String>),
+    /// To `power`: so it is.
+    Done,
     /// The request made no sense.
     Error(String),
 }

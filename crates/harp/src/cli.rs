@@ -13,16 +13,17 @@ use lexopt::Arg::{Long, Value};
 use lexopt::{Parser, ValueExt};
 
 use harp_node::fs::key::RootOwner;
-use harp_node::{Network, Squash};
+use harp_node::{Durability, Network, Squash};
 
-use crate::config::{Config, FILE_NAME, Place};
+use crate::admin::PowerState;
+use crate::config::{Config, FILE_NAME, Place, durability_named};
 use crate::configcheck::{group_source_named, squash_named};
 use crate::error::HarpError;
 use crate::export::{Exported, Owners, export};
 use crate::formatting::{self, Act};
 use crate::init::{InitOptions, init};
 use crate::up::{UpOptions, up};
-use crate::{server, status, verify};
+use crate::{power, server, status, verify};
 
 /// The directory of a local group unless told otherwise.
 const DIR_DEFAULT: &str = "./harp-data";
@@ -30,12 +31,13 @@ const DIR_DEFAULT: &str = "./harp-data";
 const USAGE: &str = "\
 Harp: a file server that does not go away.
 
-harp up [--dir DIR] [--copies 2|3] [--durability disk] [--nfs ADDR:PORT] [--nbd ADDR:PORT]
+harp up [--dir DIR] [--copies 2|3] [--durability disk|ups] [--nfs ADDR:PORT] [--nbd ADDR:PORT]
         [--admin ADDR:PORT] [--allow NETWORK]...
                                         run a whole local group (DIR: ./harp-data)
 harp init --dir DIR --server NAME=ADDRESS[:PORT]... [--allow NETWORK]... [--copies 2|3] [--name NAME]
         [--nfs-port PORT] [--data DIR] [--squash root|all|none] [--groups client|server]
         [--root-uid N] [--root-gid N] [--root-mode OCTAL] [--capacity BYTES[K|M|G|T]]
+        [--durability disk|ups] [--memory-dir DIR]
                                         write DIR/harp.toml for a group over several machines
 harp serve --config FILE --node NAME    run one server of it
 harp serve --config FILE --node NAME --format | --replace
@@ -44,6 +46,8 @@ harp status [--dir DIR | --config FILE] [--json]
                                         show every server's state
 harp verify [--dir DIR | --config FILE] [--json]
                                         compare all copies at the same op
+harp power mains|on-battery|low [--dir DIR | --config FILE]
+                                        tell this machine's servers what it runs on
 harp export DIR DEST [--drop-owners]      copy the files out of a stopped server's directory
 harp bench ...                          load generators and reports
 harp volume, override                   not built yet
@@ -88,6 +92,7 @@ fn command(mut arguments: Vec<OsString>) -> Result<(), HarpError> {
         "serve" => run_serve(parser),
         "status" => run_status(parser),
         "verify" => run_verify(parser),
+        "power" => run_power(parser),
         "bench" => run_bench(&rest),
         "init" => run_init(parser),
         "volume" => built_not("volume", "there are no block volumes"),
@@ -116,14 +121,7 @@ fn parse_up(mut parser: Parser) -> Result<UpOptions, HarpError> {
         match argument {
             Long("dir") => options.dir = parser.value()?.into(),
             Long("copies") => options.copies = Some(copies(parser.value()?)?),
-            Long("durability") => match parser.value()?.string()?.as_str() {
-                "disk" => {}
-                "ups" => {
-                    let why = "records would not outlive a power failure; use disk";
-                    return Err(HarpError::NotBuilt { what: "--durability ups", why });
-                }
-                other => return Err(usage(format!("--durability is disk or ups, not {other}"))),
-            },
+            Long("durability") => options.durability = Some(durability(parser.value()?)?),
             Long("nfs") => options.nfs = Some(address("nfs", parser.value()?)?),
             Long("admin") => options.admin = Some(address("admin", parser.value()?)?),
             Long("allow") => options.allow.push(network(parser.value()?)?),
@@ -175,6 +173,12 @@ fn bytes(option: &str, value: OsString) -> Result<u64, HarpError> {
     })
 }
 
+fn durability(value: OsString) -> Result<Durability, HarpError> {
+    let name = value.to_string_lossy();
+    let why = || usage(format!("--durability is disk or ups, not {name}"));
+    durability_named(&name).ok_or_else(why)
+}
+
 fn copies(value: OsString) -> Result<u8, HarpError> {
     match value.to_string_lossy().as_ref() {
         "2" => Ok(2),
@@ -214,6 +218,8 @@ fn parse_init(mut parser: Parser) -> Result<InitOptions, HarpError> {
                     || usage(format!("--root-mode wants an octal mode like 1777, not {text:?}"));
                 options.root.mode = mode.ok_or_else(why)?;
             }
+            Long("durability") => options.durability = Some(durability(parser.value()?)?),
+            Long("memory-dir") => options.memory_dir = Some(parser.value()?.into()),
             Long("capacity") => options.capacity = Some(bytes("capacity", parser.value()?)?),
             other => return Err(other.unexpected().into()),
         }
@@ -315,13 +321,38 @@ fn run_status(parser: Parser) -> Result<(), HarpError> {
 
 fn run_verify(parser: Parser) -> Result<(), HarpError> {
     let (config, json) = parse_group(parser)?;
-    let verify::Verified { op, digest } = verify::verify(&config)?;
+    let verify::Verified { op, digest, mended } = verify::verify(&config)?;
     if json {
-        println!("{}", serde_json::json!({ "equal": true, "op": op, "digest": digest }));
+        let mended: serde_json::Map<String, serde_json::Value> =
+            mended.iter().map(|(copy, count)| (copy.to_string(), (*count).into())).collect();
+        let equal =
+            serde_json::json!({ "equal": true, "op": op, "digest": digest, "mended": mended });
+        println!("{equal}");
     } else {
+        for (copy, count) in mended {
+            println!("{count} blocks were damaged at {copy} and are mended from another copy");
+        }
         println!("equal at op {op}: {digest}");
     }
     Ok(())
+}
+
+fn run_power(mut parser: Parser) -> Result<(), HarpError> {
+    let (mut file, mut state) = (Path::new(DIR_DEFAULT).join(FILE_NAME), None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("dir") => file = PathBuf::from(parser.value()?).join(FILE_NAME),
+            Long("config") => file = parser.value()?.into(),
+            Value(name) if state.is_none() => {
+                let name = name.to_string_lossy();
+                let why = || usage(format!("power is mains, on-battery or low, not {name}"));
+                state = Some(PowerState::named(&name).ok_or_else(why)?);
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let state = state.ok_or_else(|| usage("power wants one of mains, on-battery and low"))?;
+    power::tell(&Config::read(&file)?, state)
 }
 
 fn run_export(mut parser: Parser) -> Result<(), HarpError> {
@@ -391,19 +422,22 @@ mod tests {
         assert_eq!(options.copies, Some(3));
         assert_eq!(options.nfs, Some("127.0.0.1:1".parse().expect("an address")));
         parsed(&["--nbd", "127.0.0.1:10809", "--durability", "disk"]).expect("accepted");
+        let options = parsed(&["--durability", "ups"]).expect("accepted");
+        assert_eq!(options.durability, Some(Durability::Ups));
     }
 
     #[test]
     fn what_would_weaken_a_promise_is_refused() {
-        let error = parsed(&["--durability", "ups"]).expect_err("refused");
-        assert!(matches!(error, HarpError::NotBuilt { .. }));
+        assert!(parsed(&["--durability", "none"]).is_err());
         assert!(parsed(&["--copies", "1"]).is_err());
         assert!(parsed(&["--nfs", "localhost"]).is_err());
     }
 
     #[test]
     fn every_failure_is_one_line_and_a_code() {
-        for words in ["", "fly", "init --dir x", "volume list", "override", "export /nowhere b"] {
+        for words in
+            ["", "fly", "init --dir x", "volume list", "override", "export /nowhere b", "power"]
+        {
             let error = fails(words);
             assert_eq!(error.to_string().lines().count(), 1, "{words}: {error}");
             assert_ne!(error.exit_code(), 0);

@@ -109,6 +109,8 @@ pub struct Config {
     pub copies: u8,
     /// When a record counts as held.
     pub durability: Durability,
+    /// Where the memory of servers lies that outlives them, with durability `ups`: a directory on a tmpfs.
+    pub memory_dir: PathBuf,
     /// What servers prove to each other that they know.
     pub peer_key: [u8; 32],
     /// What file handles are signed with.
@@ -126,6 +128,9 @@ pub struct Config {
     /// What can be tuned.
     pub tuning: Tuning,
 }
+
+/// Where memory that outlives a process lies unless told otherwise.
+pub const MEMORY_DIR_DEFAULT: &str = "/dev/shm";
 
 /// Bytes as hexadecimal digits.
 pub fn to_hex(bytes: &[u8]) -> String {
@@ -272,6 +277,11 @@ impl Config {
     }
 }
 
+/// The durability of that name.
+pub fn durability_named(name: &str) -> Option<Durability> {
+    [Durability::Disk, Durability::Ups].into_iter().find(|known| durability_name(*known) == name)
+}
+
 /// The name of a durability, as in the file and on the command line.
 pub fn durability_name(durability: Durability) -> &'static str {
     match durability {
@@ -294,6 +304,7 @@ pub(crate) mod tests {
             id: [1; 16],
             copies,
             durability: Durability::Disk,
+            memory_dir: MEMORY_DIR_DEFAULT.into(),
             peer_key: [2; 32],
             handle_key: [3; 16],
             place: Place::Here {
@@ -316,6 +327,8 @@ pub(crate) mod tests {
         };
         let servers = 0..2 * copies as u16 - 1;
         Config {
+            durability: Durability::Ups,
+            memory_dir: "/run/harp".into(),
             place: Place::Machines(servers.clone().map(machine).collect()),
             export: Export {
                 allow: vec!["10.0.0.0/8".parse().expect("a network")],

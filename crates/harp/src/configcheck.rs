@@ -16,7 +16,9 @@ use harp_node::{Durability, Export, GroupSource, Network, Squash};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::config::{Config, Machine, Place, Tuning, from_hex};
+use crate::config::{
+    Config, MEMORY_DIR_DEFAULT, Machine, Place, Tuning, durability_named, from_hex,
+};
 use crate::configtext::{access_times_name, group_source_name, squash_name};
 use crate::error::HarpError;
 
@@ -40,6 +42,7 @@ struct RawGroup {
     id: Spanned<String>,
     copies: Spanned<u64>,
     durability: Spanned<String>,
+    memory_dir: Option<Spanned<String>>,
     peer_key: Spanned<String>,
     handle_key: Spanned<String>,
 }
@@ -365,17 +368,29 @@ impl Checker<'_> {
         Ok((export, root))
     }
 
+    fn memory_dir(
+        &self,
+        durability: Durability,
+        dir: Option<&Spanned<String>>,
+    ) -> Result<PathBuf, HarpError> {
+        let Some(dir) = dir else { return Ok(MEMORY_DIR_DEFAULT.into()) };
+        let path = PathBuf::from(dir.get_ref());
+        let why = match durability {
+            Durability::Disk => "is for durability \"ups\"",
+            Durability::Ups if !path.is_absolute() => "must be an absolute path",
+            Durability::Ups => return Ok(path),
+        };
+        Err(self.fault(dir.span().start, "group.memory_dir", why))
+    }
+
     fn config(&self, raw: &RawConfig) -> Result<Config, HarpError> {
         let group = &raw.group;
         let copies = self.number("group.copies", &group.copies, 2..=3)? as u8;
-        let durability = match group.durability.get_ref().as_str() {
-            "disk" => Durability::Disk,
-            _ => {
-                let at = group.durability.span().start;
-                let why = "must be \"disk\"; \"ups\" is not built yet";
-                return Err(self.fault(at, "group.durability", why));
-            }
-        };
+        let durability = durability_named(group.durability.get_ref()).ok_or_else(|| {
+            let why = "must be \"disk\" or \"ups\"";
+            self.fault(group.durability.span().start, "group.durability", why)
+        })?;
+        let memory_dir = self.memory_dir(durability, group.memory_dir.as_ref())?;
         let (mut peers, mut found_servers) = (Vec::new(), Vec::new());
         for server in (Shape { n: copies - 1 }).servers() {
             let name = server.letter().to_string();
@@ -413,6 +428,7 @@ impl Checker<'_> {
             id: self.hex("group.id", &group.id)?,
             copies,
             durability,
+            memory_dir,
             peer_key: self.hex("group.peer_key", &group.peer_key)?,
             handle_key: self.hex("group.handle_key", &group.handle_key)?,
             place,
@@ -460,7 +476,7 @@ mod tests {
             ("copies = 2", "copies = 9", "group.copies"),
             ("copies = 2", "copies = \"two\"", "group.copies"),
             ("copies = 2", "copys = 2", "group.copys"),
-            ("durability = \"disk\"", "durability = \"ups\"", "group.durability"),
+            ("durability = \"disk\"", "durability = \"hope\"", "group.durability"),
             ("nfs = \"127.0.0.1:2049\"", "nfs = \"localhost\"", "listen.nfs"),
             ("peer = \"127.0.0.1:21001\"", "peer = \"127.0.0.1\"", "server.b.peer"),
             ("lease_ms = 140", "lease_ms = 180", "settings.lease_ms"),

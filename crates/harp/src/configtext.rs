@@ -6,7 +6,7 @@
 use harp_node::fs::atime::AccessTimes;
 use harp_node::fs::key::RootOwner;
 use harp_node::vr::ServerId;
-use harp_node::{Export, GroupSource, Squash};
+use harp_node::{Durability, Export, GroupSource, Squash};
 
 use crate::config::{Config, Place, Tuning, durability_name, to_hex};
 use crate::status::designated;
@@ -44,9 +44,19 @@ impl Config {
              handle_key = \"{handle_key}\"\n\
              # How many servers hold the files; there is one witness less.\n\
              copies = {copies}\n\
-             # disk: a record is on the disk of every member before it is acknowledged.\n\
-             durability = \"{durability}\"\n\n"
+             # disk: a record is on the disk of every member before it is acknowledged. ups: it is in the memory of\n\
+             # every member, and written to disk behind that: without an uninterruptible power supply at each server,\n\
+             # and harp power called by what watches it, a power cut of all servers loses the newest records.\n\
+             durability = \"{durability}\"\n"
         );
+        if self.durability == Durability::Ups {
+            let memory_dir = toml_text(&self.memory_dir.to_string_lossy());
+            text += &format!(
+                "# Where that memory lies, so that it outlives the server's process: on a tmpfs.\n\
+                 memory_dir = {memory_dir}\n"
+            );
+        }
+        text += "\n";
         text += &self.place_text();
         text += &self.export_text();
         text += &format!(

@@ -59,6 +59,8 @@ pub enum ToSupervisor {
     Refusing { why: String },
     /// A line for the operator.
     Remark { text: String },
+    /// The battery is low, and its log is written out: it ends, and is not to start again.
+    PowerLow,
     /// It must stop.
     Fatal { why: String },
 }
@@ -83,6 +85,7 @@ impl fmt::Display for ToSupervisor {
             ToSupervisor::Closed { .. } => write!(f, "a client is gone"),
             ToSupervisor::Refusing { why } => write!(f, "forms no view: {why}"),
             ToSupervisor::Remark { text } => write!(f, "{text}"),
+            ToSupervisor::PowerLow => write!(f, "ends, since the battery is low"),
             ToSupervisor::Fatal { why } => write!(f, "must stop: {why}"),
         }
     }

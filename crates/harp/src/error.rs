@@ -14,6 +14,9 @@ use harp_node::log::DiskError;
 pub const EXIT_FATAL: u8 = 70;
 /// Exit code of a server whose disk lost what it promised.
 pub const EXIT_MEDIA_LOSS: u8 = 71;
+/// Exit code of a server, or of a local group, that wrote its log out and ended since the battery is low. It should
+/// not start again before the mains are back.
+pub const EXIT_POWER_LOW: u8 = 72;
 /// Exit code for everything else that goes wrong.
 pub const EXIT_FAILURE: u8 = 1;
 /// Exit code for a command line that makes no sense.
@@ -69,6 +72,8 @@ pub enum HarpError {
         /// Why.
         why: String,
     },
+    /// The battery is low, and the log is written out.
+    PowerLow,
     /// The disk failed (rule 8).
     Fatal {
         /// What failed.
@@ -113,6 +118,7 @@ impl HarpError {
             HarpError::Usage { .. } => EXIT_USAGE,
             HarpError::Fatal { .. } => EXIT_FATAL,
             HarpError::MediaLoss { .. } => EXIT_MEDIA_LOSS,
+            HarpError::PowerLow => EXIT_POWER_LOW,
             HarpError::NotBuilt { .. }
             | HarpError::Io { .. }
             | HarpError::Config { .. }
@@ -144,6 +150,9 @@ impl fmt::Display for HarpError {
                  once, a copy when the others have given it their files)",
                 dir.display()
             ),
+            HarpError::PowerLow => {
+                write!(f, "ended, since the battery is low; the log is written out")
+            }
             HarpError::Fatal { why } => write!(f, "{why}"),
         }
     }

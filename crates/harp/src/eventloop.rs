@@ -9,13 +9,14 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use harp_node::log::{DiskCommand, DiskDone, Ring};
+use harp_node::log::{DiskCommand, DiskDone, MemoryTie, Ring};
 use harp_node::vr::{Nanos, Room};
-use harp_node::{ConnId, Event, LookedUp, Node, Notice, Output, StoreDone, StoreJob};
+use harp_node::{ConnId, Event, LookedUp, Node, Notice, Output, Power, StoreDone, StoreJob};
 
-use crate::admin::{Admins, Answer, Asked, Request, ServerStatus, digest_answer};
+use crate::admin::{Admins, Answer, Asked, PowerState, Request, ServerStatus, digest_answer};
 use crate::clients::{CLIENTS_MAX, Clients};
 use crate::clock;
 use crate::control::{self, Packet, ToServer, ToSupervisor};
@@ -23,9 +24,11 @@ use crate::error::HarpError;
 use crate::gate::Gate;
 use crate::handshake::Purpose;
 use crate::links::{Arrival, Links};
+use crate::outliving;
 use crate::poller::{Interest, Poller, Ready, Source};
 use crate::relay::{self, NOT_SERVING, ORIGIN_BYTES, Relays, TAKEN};
 use crate::reserve::Reserve;
+use crate::server::Signals;
 use crate::suspects::SuspectsFile;
 use crate::worker::{Bell, Worker};
 
@@ -95,12 +98,14 @@ pub struct Parts {
     pub control: Option<OwnedFd>,
     /// Its NFS address, if it has one of its own.
     pub door: Option<Door>,
-    /// Readable once the process is asked to end.
-    pub signals: OwnedFd,
+    /// What asks the process to end.
+    pub signals: Signals,
     /// What watches all of the above.
     pub poller: Poller,
     /// The durability's name, for status.
     pub durability: &'static str,
+    /// Where the memory lies that is given back once the log is written out; `None`: the log is on the disk.
+    pub memory: Option<(PathBuf, MemoryTie)>,
 }
 
 /// Why a loop ended.
@@ -108,6 +113,8 @@ pub struct Parts {
 pub enum End {
     /// A signal, or the supervisor's end.
     Asked,
+    /// The battery is low.
+    PowerLow,
     /// The node must stop (rule 8).
     Fatal(String),
 }
@@ -128,6 +135,10 @@ pub struct EventLoop {
     /// It was told that looking fails.
     space_told: bool,
     broken: Vec<ConnId>,
+    /// Why the log is being written out; then the loop ends.
+    ending: Option<End>,
+    /// Operators who wait for that.
+    awaiting_end: Vec<usize>,
     end: Option<End>,
 }
 
@@ -136,7 +147,7 @@ impl EventLoop {
     pub fn new(parts: Parts) -> Result<EventLoop, HarpError> {
         let poller = &parts.poller;
         poller.add_bell(&parts.workers.bell)?;
-        poller.add(&parts.signals, Source::Signal, Interest::READ)?;
+        poller.add(&parts.signals.fd, Source::Signal, Interest::READ)?;
         if let Some(control) = &parts.control {
             poller.add(control, Source::Control(0), Interest::READ)?;
         }
@@ -153,6 +164,8 @@ impl EventLoop {
             space_at: Some(Nanos(0)),
             space_told: false,
             broken: Vec::new(),
+            ending: None,
+            awaiting_end: Vec::new(),
             end: None,
         })
     }
@@ -283,7 +296,7 @@ impl EventLoop {
                     self.on_asked(asked);
                 }
             }
-            Source::Signal => self.end = Some(End::Asked),
+            Source::Signal => self.on_signal(),
             Source::ClientListener => self.on_gate(),
             Source::Relayed(id) => {
                 let door = door.as_mut().expect("only a server with a door relays");
@@ -419,12 +432,63 @@ impl EventLoop {
                     self.tell(ToSupervisor::Remark { text });
                 }
                 Packet::Nothing => return,
-                Packet::Closed => {
-                    self.end = Some(End::Asked);
-                    return;
-                }
+                Packet::Closed => return self.end_with(End::Asked),
             }
         }
+    }
+
+    /// The first signal asks the server to end; a second one ends it as it stands.
+    fn on_signal(&mut self) {
+        let end = if self.parts.signals.take() { End::PowerLow } else { End::Asked };
+        match self.ending {
+            Some(_) if end == End::Asked => self.end = Some(end),
+            _ => self.end_with(end),
+        }
+    }
+
+    /// Ends the loop, once the log is written out if it is in memory. Low power matters to a log in memory alone.
+    fn end_with(&mut self, end: End) {
+        if self.parts.memory.is_none() {
+            if end == End::Asked {
+                self.end = Some(end);
+            }
+        } else if self.ending.is_none() {
+            self.ending = Some(end);
+            self.parts.node.step(clock::now(), Event::Power(Power::Ending), &mut self.out);
+        }
+    }
+
+    /// The log is whole on the disk, and marked so: the memory is needed no more.
+    fn on_written_out(&mut self, op: u64) {
+        if let Some((dir, tie)) = &self.parts.memory {
+            outliving::remove(dir, tie);
+        }
+        for slot in self.awaiting_end.drain(..) {
+            self.parts.admins.answer(slot, &Answer::Done, &self.parts.poller);
+        }
+        if self.ending == Some(End::PowerLow) {
+            self.tell(ToSupervisor::PowerLow);
+        }
+        let text = format!("the log is written out, up to op {op}");
+        self.tell(ToSupervisor::Remark { text });
+        self.end = self.ending.clone();
+    }
+
+    fn on_power(&mut self, slot: usize, power: PowerState) {
+        if self.parts.memory.is_none() {
+            return self.parts.admins.answer(slot, &Answer::Done, &self.parts.poller);
+        }
+        let (power, text) = match power {
+            PowerState::Low => {
+                self.awaiting_end.push(slot);
+                return self.end_with(End::PowerLow);
+            }
+            PowerState::OnBattery => (Power::Battery, "on battery: what is in memory is written"),
+            PowerState::Mains => (Power::Mains, "on the mains"),
+        };
+        self.parts.node.step(clock::now(), Event::Power(power), &mut self.out);
+        self.tell(ToSupervisor::Remark { text: text.into() });
+        self.parts.admins.answer(slot, &Answer::Done, &self.parts.poller);
     }
 
     fn on_asked(&mut self, Asked { slot, request }: Asked) {
@@ -436,6 +500,7 @@ impl EventLoop {
                 Answer::Status(Box::new(status))
             }
             Request::Digest(op) => digest_answer(op, &node.status(now)),
+            Request::Power(power) => return self.on_power(slot, power),
             Request::Verify => {
                 let token = admins.await_barrier(slot);
                 return node.step(now, Event::Verify { token }, &mut self.out);
@@ -528,6 +593,7 @@ impl EventLoop {
             }
             Notice::Refusing { why } => self.tell(ToSupervisor::Refusing { why }),
             Notice::Remark { text } => self.tell(ToSupervisor::Remark { text }),
+            Notice::WrittenOut { end } => self.on_written_out(end),
             Notice::Fatal { why } => {
                 self.tell(ToSupervisor::Fatal { why: why.clone() });
                 self.end = Some(End::Fatal(why));

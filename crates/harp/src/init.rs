@@ -11,7 +11,7 @@ use harp_node::fs::key::RootOwner;
 use harp_node::vr::Shape;
 use harp_node::{Durability, GroupSource, Network, Squash};
 
-use crate::config::{Config, FILE_NAME, Machine, Place, Tuning};
+use crate::config::{Config, FILE_NAME, MEMORY_DIR_DEFAULT, Machine, Place, Tuning};
 use crate::error::HarpError;
 use crate::up::{export_to, random};
 
@@ -47,6 +47,10 @@ pub struct InitOptions {
     pub root: RootOwner,
     /// Bytes that the file system may hold.
     pub capacity: Option<u64>,
+    /// When a record counts as held.
+    pub durability: Option<Durability>,
+    /// Where memory that outlives the servers lies, with durability `ups`.
+    pub memory_dir: Option<PathBuf>,
 }
 
 fn usage(why: String) -> HarpError {
@@ -91,6 +95,9 @@ fn new_config(options: &InitOptions) -> Result<Config, HarpError> {
         let why = format!("a group of {copies} copies has no server {name:?}, only {all}");
         return Err(usage(why));
     }
+    if options.memory_dir.is_some() && options.durability != Some(Durability::Ups) {
+        return Err(usage("--memory-dir is for --durability ups".into()));
+    }
     let mut export = export_to(&options.allow);
     if !machines.iter().all(|machine| machine.nfs.ip().is_loopback()) && options.allow.is_empty() {
         let why =
@@ -105,7 +112,8 @@ fn new_config(options: &InitOptions) -> Result<Config, HarpError> {
         name: options.name.clone().unwrap_or_else(|| "harp".into()),
         id: random()?,
         copies,
-        durability: Durability::Disk,
+        durability: options.durability.unwrap_or(Durability::Disk),
+        memory_dir: options.memory_dir.clone().unwrap_or_else(|| MEMORY_DIR_DEFAULT.into()),
         peer_key: random()?,
         handle_key: random()?,
         place: Place::Machines(machines),

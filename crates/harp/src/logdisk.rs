@@ -297,7 +297,12 @@ mod tests {
     /// A new log on `disk`, and the commands that make it one.
     fn new_log() -> (Log, Ring, Vec<DiskCommand>) {
         let ring = Ring::on_heap(4 * SEGMENT as usize);
-        let settings = LogSettings { segment_bytes: SEGMENT, segments_max: 8, start: 1 };
+        let settings = LogSettings {
+            segment_bytes: SEGMENT,
+            segments_max: 8,
+            start: 1,
+            keeps_clean_mark: false,
+        };
         let mut commands = Vec::new();
         let log = Log::format(ring.clone(), settings, 1, &mut commands);
         (log, ring, commands)
@@ -330,7 +335,12 @@ mod tests {
         assert!(log.growing().end() == 400, "25 segments long");
         let count = segments_of(&dir);
         assert!(count <= 7, "{count} files");
-        let settings = LogSettings { segment_bytes: SEGMENT, segments_max: 8, start: 2 };
+        let settings = LogSettings {
+            segment_bytes: SEGMENT,
+            segments_max: 8,
+            start: 2,
+            keeps_clean_mark: false,
+        };
         let mut disk = FileLogDisk::open(dir.path(), SEGMENT, 8).expect("opens");
         let recovered = recover(&mut disk, ring, settings).expect("recovers");
         assert_eq!(recovered.verdict, Verdict::Intact);

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use harp_engine::{FileDisk, LmdbEngine};
 use harp_node::Offline;
 use harp_node::log::{
-    DiskError, LogDisk, LogPos, LogSettings, Recovered, Ring, SlotFile, Verdict, head_geometry,
-    recover,
+    DiskError, Evidence, LogDisk, LogPos, LogSettings, Recovered, Ring, SlotFile, Verdict,
+    head_geometry, recover_by,
 };
-use harp_node::vr::Durable;
+use harp_node::vr::{Durable, Incarnation};
 
 use crate::error::HarpError;
 use crate::image;
@@ -120,7 +120,7 @@ pub fn open(dir: &Path) -> Result<OfflineServer, HarpError> {
 fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<String>), HarpError> {
     let opened = FileLogDisk::open(dir, SEGMENT_BYTES, SEGMENTS_MAX);
     let mut disk = opened.map_err(|error| HarpError::file("open the log in", dir, error))?;
-    let (view_fault, start) = judge_view(&mut disk, group)?;
+    let Judged { fault: view_fault, start, evidence } = judge_view(&mut disk, group)?;
     let heads = [disk.read_slot(SlotFile::LogHead, 0)?, disk.read_slot(SlotFile::LogHead, 1)?];
     let newest = heads.iter().flatten().filter_map(|slot| head_geometry(slot)).max();
     let (_, segment_bytes, segments_max) = newest.unwrap_or((0, SEGMENT_BYTES, SEGMENTS_MAX));
@@ -130,8 +130,8 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
         let disk = FileLogDisk::open(dir, segment_bytes, segments_max)
             .map_err(|error| HarpError::file("open the log in", dir, error))?;
         let ring = Ring::new(Arc::new(RingMapping::new(ring_bytes as usize)?));
-        let settings = LogSettings { segment_bytes, segments_max, start };
-        let recovered = recover(&mut Untouched(disk), ring, settings)?;
+        let settings = LogSettings { segment_bytes, segments_max, start, keeps_clean_mark: false };
+        let recovered = recover_by(&mut Untouched(disk), ring, settings, evidence)?;
         let body = recovered.log.current();
         let fits = body.memory_begin() <= op + 1 || body.end() <= op;
         if !fits && 2 * ring_bytes <= disk_bytes {
@@ -147,11 +147,28 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
     }
 }
 
-/// What the view file says against the log, and the number that the server's next start would have.
-fn judge_view(disk: &mut FileLogDisk, group: &[u8]) -> Result<(Option<String>, u64), HarpError> {
+/// What the view file says of the log.
+struct Judged {
+    /// Why the log must not be used.
+    fault: Option<String>,
+    /// The number that the server's next start would have.
+    start: u64,
+    /// What shows that the log is whole.
+    evidence: Evidence,
+}
+
+fn judge_view(disk: &mut FileLogDisk, group: &[u8]) -> Result<Judged, HarpError> {
     let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
     let newest = Durable::newest([slots[0].as_deref(), slots[1].as_deref()]);
     let start = newest.as_ref().map_or(0, |(durable, _)| durable.incarnation.start + 1);
+    let evidence = match &newest {
+        Some((Durable { memory, incarnation: Incarnation { disk, start }, .. }, _))
+            if *memory != 0 =>
+        {
+            Evidence::CleanMark { disk: *disk, start: *start }
+        }
+        _ => Evidence::Marks,
+    };
     let fault = match newest {
         None => Some("the view file is missing or damaged".into()),
         Some((durable, _)) if durable.group != group => {
@@ -160,5 +177,5 @@ fn judge_view(disk: &mut FileLogDisk, group: &[u8]) -> Result<(Option<String>, u
         Some((durable, _)) if durable.log_void => Some("a write to it failed".into()),
         Some(_) => None,
     };
-    Ok((fault, start))
+    Ok(Judged { fault, start, evidence })
 }

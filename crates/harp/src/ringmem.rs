@@ -1,4 +1,4 @@
-//! The record ring's memory: one shared mapping of a memory file.
+//! The record ring's memory: one shared mapping of a memory file, or of a file on a tmpfs.
 //! Owns: the mapping, and the unsafe code around it.
 //! Never: looks at the bytes.
 //! Invariant: page-aligned, never moved or unmapped while the value lives.
@@ -35,6 +35,12 @@ impl RingMapping {
         let file = memfd_create("harp-ring", MemfdFlags::CLOEXEC)
             .map_err(|error| HarpError::io(what(), error))?;
         ftruncate(&file, bytes as u64).map_err(|error| HarpError::io(what(), error))?;
+        RingMapping::of(file, bytes)
+    }
+
+    /// Maps the first `bytes` of a file that lies in memory and has as many.
+    pub fn of(file: OwnedFd, bytes: usize) -> Result<RingMapping, HarpError> {
+        let what = || format!("map {bytes} bytes of memory for the log");
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice disturbs no other memory.
         let base = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, &file, 0) }

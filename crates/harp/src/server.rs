@@ -7,10 +7,11 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use harp_node::log::{DiskCommand, DiskRunner, LogDisk, Ring, SlotFile};
+use harp_node::log::{DiskCommand, DiskRunner, LogDisk, MemoryTie, Ring, SlotFile};
 use harp_node::vr::{Durable, ServerId};
-use harp_node::{BootError, GroupSource, Node, StoreJob, image_state};
+use harp_node::{BootError, Durability, GroupSource, Node, StoreJob, image_state};
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::admin::Admins;
@@ -26,6 +27,7 @@ use crate::image::{self, Image};
 use crate::links::Links;
 use crate::lock::Lock;
 use crate::logdisk::FileLogDisk;
+use crate::outliving::{self, Outliving};
 use crate::poller::Poller;
 use crate::relay::Relays;
 use crate::reserve::Reserve;
@@ -37,16 +39,39 @@ use crate::suspects::SuspectsFile;
 use crate::users;
 use crate::worker::{Bell, Courtesy, Pace, Worker};
 
-/// A descriptor that becomes readable when SIGTERM or SIGINT arrives.
-pub fn signals() -> Result<OwnedFd, HarpError> {
-    let failed = |error| HarpError::io("watch for signals", error);
-    let (read, write) = UnixStream::pair().map_err(failed)?;
-    read.set_nonblocking(true).map_err(failed)?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        let write = write.try_clone().map_err(failed)?;
-        signal_hook::low_level::pipe::register(signal, write).map_err(failed)?;
+/// The signals that a process listens to.
+pub struct Signals {
+    /// Readable when one arrived.
+    pub fd: OwnedFd,
+    low: Arc<AtomicBool>,
+}
+
+/// SIGPWR: the battery is low.
+const SIGPWR: i32 = Signal::POWER.as_raw();
+
+impl Signals {
+    /// Listens to SIGTERM, SIGINT and SIGPWR from now on.
+    pub fn new() -> Result<Signals, HarpError> {
+        let failed = |error| HarpError::io("watch for signals", error);
+        let (read, write) = UnixStream::pair().map_err(failed)?;
+        read.set_nonblocking(true).map_err(failed)?;
+        let low = Arc::new(AtomicBool::new(false));
+        // The flag first: whoever is woken finds it.
+        signal_hook::flag::register(SIGPWR, low.clone()).map_err(failed)?;
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, SIGPWR] {
+            let write = write.try_clone().map_err(failed)?;
+            signal_hook::low_level::pipe::register(signal, write).map_err(failed)?;
+        }
+        Ok(Signals { fd: read.into(), low })
     }
-    Ok(read.into())
+
+    /// Takes note of what arrived. Returns whether it was SIGPWR.
+    pub fn take(&self) -> bool {
+        let mut bytes = [0; 16];
+        // How many there were does not matter.
+        let _ = rustix::io::read(&self.fd, &mut bytes);
+        self.low.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// Lets the process have as many descriptors as it may.
@@ -71,7 +96,7 @@ pub fn tie_to_supervisor(control: impl AsFd) -> Result<OwnedFd, HarpError> {
 /// Runs the server `me` until it is asked to end.
 pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<(), HarpError> {
     raise_descriptor_limit();
-    let signals = signals()?;
+    let signals = Signals::new()?;
     let dir = config.server_dir(me);
     if let Place::Machines(_) = config.place {
         formatting::demand(config, me)?;
@@ -113,6 +138,7 @@ pub fn serve(config: &Config, me: ServerId, control: Option<OwnedFd>) -> Result<
     }
     match turning.run()? {
         End::Asked => Ok(()),
+        End::PowerLow => Err(HarpError::PowerLow),
         End::Fatal(why) => Err(HarpError::Fatal { why }),
     }
 }
@@ -122,7 +148,7 @@ fn boot(
     me: ServerId,
     (listener, gate): (TcpListener, Option<TcpListener>),
     control: Option<OwnedFd>,
-    signals: OwnedFd,
+    signals: Signals,
 ) -> Result<Parts, HarpError> {
     let dir = config.server_dir(me);
     let settings = config.settings(me);
@@ -133,9 +159,20 @@ fn boot(
     let mut disk = FileLogDisk::open(&dir, tuning.segment_bytes, tuning.segments_max)
         .map_err(|error| HarpError::file("open the log in", &dir, error))?
         .with_room(reserve.for_log());
-    check_view_file(config, me, &mut disk)?;
-    let mapping = Arc::new(RingMapping::new(tuning.ring_bytes as usize)?);
-    let ring = Ring::new(mapping.clone());
+    let disk_id = check_view_file(config, me, &mut disk)?;
+    let (mapping, ring, memory) = match config.durability {
+        Durability::Disk => {
+            let mapping = Arc::new(RingMapping::new(tuning.ring_bytes as usize)?);
+            (mapping.clone(), Ring::new(mapping), None)
+        }
+        Durability::Ups => {
+            let (boot, group) = (outliving::boot_id()?, config.id);
+            let tie = MemoryTie { boot, group, server: me.0, disk: disk_id };
+            let Outliving { ring, mapping } =
+                Outliving::open(&config.memory_dir, &tie, tuning.ring_bytes)?;
+            (mapping, ring, Some((config.memory_dir.clone(), tie)))
+        }
+    };
     std::thread::Builder::new()
         .name("harp-warm".into())
         .spawn(move || {
@@ -188,6 +225,7 @@ fn boot(
         signals,
         poller,
         durability,
+        memory,
     })
 }
 
@@ -216,8 +254,12 @@ fn cannot_boot(config: &Config, me: ServerId, error: BootError) -> HarpError {
 }
 
 /// A server without its view file has forgotten what it promised: media loss, never a first start. One of another
-/// group is the wrong directory, or the wrong configuration.
-fn check_view_file(config: &Config, me: ServerId, disk: &mut FileLogDisk) -> Result<(), HarpError> {
+/// group is the wrong directory, or the wrong configuration. Returns the disk's id; 0 if the file is damaged.
+fn check_view_file(
+    config: &Config,
+    me: ServerId,
+    disk: &mut FileLogDisk,
+) -> Result<u64, HarpError> {
     let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
     if slots[0].is_none() {
         let (dir, why) = (config.server_dir(me), "its view file is missing".into());
@@ -227,8 +269,9 @@ fn check_view_file(config: &Config, me: ServerId, disk: &mut FileLogDisk) -> Res
         Some((Durable { group: found, .. }, _)) if found != config.id => {
             Err(cannot_boot(config, me, BootError::OtherGroup { found }))
         }
+        Some((durable, _)) => Ok(durable.incarnation.disk),
         // What else may be wrong with it the node finds.
-        _ => Ok(()),
+        None => Ok(0),
     }
 }
 

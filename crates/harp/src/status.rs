@@ -61,7 +61,16 @@ pub struct NodeLine {
     /// Ops by which it is behind the primary's CP.
     pub lag: Option<u64>,
     pub log_bytes: Option<u64>,
+    /// Bytes of the log that count and are in memory alone.
+    pub unwritten_bytes: Option<u64>,
     pub durability: &'static str,
+    /// Damaged blocks of a copy that are being fetched from another one.
+    pub damaged: Option<u64>,
+    /// Those that no other copy has.
+    pub lost: Option<u64>,
+    /// Blocks mended since the server started.
+    pub mended: Option<u64>,
+    pub last_mended: Option<String>,
 }
 
 /// Asks every server of the group, all at once.
@@ -136,7 +145,12 @@ pub fn merge(
             lease_ms: status.filter(|_| role == "primary").map(|s| s.lease_left_ms),
             lag: status.zip(primary_cp).map(|(s, cp)| cp.saturating_sub(reached(s))),
             log_bytes: status.map(|s| s.log_bytes),
+            unwritten_bytes: status.map(|s| s.unwritten_bytes),
             durability,
+            damaged: status.map(|s| s.damaged),
+            lost: status.map(|s| s.lost),
+            mended: status.map(|s| s.mended),
+            last_mended: status.and_then(|s| s.last_mended.clone()),
         }
     });
     GroupStatus {
@@ -189,8 +203,23 @@ pub fn table(document: &Document) -> String {
                 node.state
             );
         }
+        group.nodes.iter().filter_map(blocks_line).for_each(|line| text += &line);
     }
     text
+}
+
+/// What is to be said of a server's damaged blocks, if there were any.
+fn blocks_line(node: &NodeLine) -> Option<String> {
+    let (damaged, lost, mended) = (node.damaged?, node.lost?, node.mended?);
+    if damaged + lost + mended == 0 {
+        return None;
+    }
+    let last = node.last_mended.as_ref().map_or(String::new(), |last| format!(" (last: {last})"));
+    let name = &node.name;
+    let more = if lost > 0 { "; reading those fails" } else { "" };
+    Some(format!(
+        "{name}: {mended} damaged blocks mended{last}, {damaged} being fetched, {lost} on no other copy{more}\n"
+    ))
 }
 
 #[cfg(test)]
@@ -219,7 +248,12 @@ mod tests {
             lease_left_ms: 7,
             serving: false,
             log_bytes: 0,
+            unwritten_bytes: 0,
             durability: "disk".into(),
+            damaged: 0,
+            lost: 0,
+            mended: 0,
+            last_mended: None,
         })
     }
 
@@ -267,6 +301,13 @@ mod tests {
         );
         let table = table(&document);
         assert_eq!(table.lines().count(), 5);
+        let mut damaged = says(3, &[0, 2], 7).expect("a status");
+        (damaged.mended, damaged.last_mended) = (3, Some("block 1".into()));
+        let group = merge("g", Shape { n: 1 }, "disk", &[Some(damaged), None, None]);
+        let told = super::table(&Document { groups: vec![group] });
+        let line =
+            "a: 3 damaged blocks mended (last: block 1), 0 being fetched, 0 on no other copy";
+        assert_eq!(told.lines().last(), Some(line));
         assert!(table.lines().nth(2).expect("a line").contains("primary"), "{table}");
     }
 }

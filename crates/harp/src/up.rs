@@ -18,16 +18,19 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::children::{Children, Death, Pauses};
 use crate::clock::{NANOS_PER_MS, steady};
-use crate::config::{Config, FILE_NAME, Place, Tuning, UNFINISHED_NAME, durability_name};
+use crate::config::{
+    Config, FILE_NAME, MEMORY_DIR_DEFAULT, Place, Tuning, UNFINISHED_NAME, durability_name,
+};
 use crate::configcheck::SEGMENT_MIN;
 use crate::control::{self, Packet, ToSupervisor};
 use crate::error::HarpError;
 use crate::front::Front;
 use crate::http::{self, Http};
 use crate::lock::Lock;
+use crate::outliving::demand_memory;
 use crate::poller::{Interest, Poller, Source};
 use crate::reserve::left_bytes;
-use crate::server::{raise_descriptor_limit, signals};
+use crate::server::{Signals, raise_descriptor_limit};
 use crate::serverdir;
 
 /// Where clients connect unless told otherwise.
@@ -50,6 +53,8 @@ pub struct UpOptions {
     pub dir: PathBuf,
     /// How many servers hold the files.
     pub copies: Option<u8>,
+    /// When a record counts as held; a new group's alone.
+    pub durability: Option<Durability>,
     /// Where clients connect.
     pub nfs: Option<SocketAddr>,
     /// Where operators connect.
@@ -102,6 +107,27 @@ fn tuning(free: u64, servers: usize, copies: u8) -> Tuning {
     tuning
 }
 
+impl Config {
+    /// Makes a new local group's records count in memory; the servers' rings take half of what there is at most.
+    fn hold_in_memory(&mut self) -> Result<(), HarpError> {
+        demand_memory(&self.memory_dir)?;
+        let free = left_bytes(&self.memory_dir).map_err(|error| {
+            HarpError::file("look at the free space of", &self.memory_dir, error)
+        })?;
+        self.durability = Durability::Ups;
+        let tuning = &mut self.tuning;
+        while self.peers.len() as u64 * tuning.ring_bytes > free / 2
+            && tuning.segment_bytes > SEGMENT_MIN
+        {
+            tuning.ring_bytes /= 2;
+            tuning.segment_bytes = tuning.segment_bytes.min(tuning.ring_bytes / 4).max(SEGMENT_MIN);
+            tuning.checkpoint_bytes =
+                tuning.checkpoint_bytes.min(tuning.ring_bytes / 4).max(1 << 20);
+        }
+        Ok(())
+    }
+}
+
 /// An export to this machine and these networks. If there are any, root is squashed.
 pub fn export_to(allow: &[Network]) -> Export {
     let mut export = Export::default();
@@ -128,6 +154,7 @@ pub fn new_config(
         id: random()?,
         copies,
         durability: Durability::Disk,
+        memory_dir: MEMORY_DIR_DEFAULT.into(),
         peer_key: random()?,
         handle_key: random()?,
         place: Place::Here { nfs, admin },
@@ -178,7 +205,7 @@ fn clear_unfinished(dir: &Path) -> Result<(), HarpError> {
 /// Runs a local group until a signal asks for its end.
 pub fn up(options: &UpOptions) -> Result<(), HarpError> {
     raise_descriptor_limit();
-    let signals = signals()?;
+    let signals = Signals::new()?;
     let dir = &options.dir;
     std::fs::create_dir_all(dir).map_err(|error| HarpError::file("create", dir, error))?;
     let _lock = Lock::take(&dir.join("harp.lock"))?;
@@ -202,6 +229,15 @@ pub fn up(options: &UpOptions) -> Result<(), HarpError> {
             return Err(HarpError::Refused { why });
         }
     };
+    if let (Some(config), Some(durability)) = (&known, options.durability)
+        && config.durability != durability
+    {
+        let (file, has) = (file.display(), durability_name(config.durability));
+        let why = format!(
+            "{file} has durability \"{has}\": set group.durability there, once all servers were stopped cleanly"
+        );
+        return Err(HarpError::Refused { why });
+    }
     if known.is_some() && !options.allow.is_empty() {
         let why = format!("the group exists: set export.allow in {} instead", file.display());
         return Err(HarpError::Refused { why });
@@ -217,7 +253,10 @@ pub fn up(options: &UpOptions) -> Result<(), HarpError> {
             clear_unfinished(dir)?;
             let copies = options.copies.unwrap_or(COPIES_DEFAULT);
             let export = export_to(&options.allow);
-            let config = new_config(dir, copies, (front.address(), admin), export)?;
+            let mut config = new_config(dir, copies, (front.address(), admin), export)?;
+            if options.durability == Some(Durability::Ups) {
+                config.hold_in_memory()?;
+            }
             format_group(&config)?;
             config
         }
@@ -258,12 +297,15 @@ struct Supervisor {
     children: Children,
     operators: Http,
     poller: Poller,
+    durability: Durability,
     ready: bool,
     since: Nanos,
     formed: View,
     refusals: Vec<String>,
     /// Set once all is to end: when the servers' time is up.
     stop_by: Option<Nanos>,
+    /// The battery is low: servers write their logs out and end, however long that takes.
+    power_low: bool,
 }
 
 impl Supervisor {
@@ -298,25 +340,32 @@ impl Supervisor {
             children: Children::new(servers, Pauses::default(), steady(), command),
             operators,
             poller,
+            durability: config.durability,
             ready: false,
             since: steady(),
             formed: View::NONE,
             refusals: vec![String::new(); servers],
             stop_by: None,
+            power_low: false,
         })
     }
 
-    fn run(mut self, signals: std::os::fd::OwnedFd) -> Result<(), HarpError> {
-        self.poller.add(&signals, Source::Signal, Interest::READ)?;
+    fn run(mut self, signals: Signals) -> Result<(), HarpError> {
+        self.poller.add(&signals.fd, Source::Signal, Interest::READ)?;
         loop {
             let now = steady();
             match self.stop_by {
+                _ if self.power_low && !self.children.any_running() => {
+                    return Err(HarpError::PowerLow);
+                }
+                None if self.power_low => {}
                 None => self.start_due(now),
                 Some(_) if !self.children.any_running() => return Ok(()),
                 Some(by) if by <= now => self.children.signal_all(Signal::KILL),
                 Some(_) => {}
             }
             let deadlines = match self.stop_by {
+                None if self.power_low => [None, None],
                 None => [self.children.deadline(), self.front.deadline()],
                 Some(by) if by > now => [Some(by), None],
                 Some(_) => [None, None],
@@ -353,10 +402,10 @@ impl Supervisor {
     }
 
     /// The first signal asks the servers to end, the second ends them.
-    fn on_signal(&mut self, signals: &std::os::fd::OwnedFd) {
-        let mut bytes = [0; 16];
-        // How many there were does not matter.
-        let _ = rustix::io::read(signals, &mut bytes);
+    fn on_signal(&mut self, signals: &Signals) {
+        if signals.take() {
+            return self.on_power_low();
+        }
         if self.stop_by.is_some() {
             self.stop_by = Some(steady());
             return;
@@ -368,6 +417,15 @@ impl Supervisor {
         self.children.signal_all(Signal::CONT);
     }
 
+    /// Those who have not heard of it are told. Where the log is on the disk nothing need happen.
+    fn on_power_low(&mut self) {
+        if self.durability == Durability::Ups && !self.power_low && self.stop_by.is_none() {
+            self.power_low = true;
+            self.tell("the battery is low: the servers write their logs out, and all ends");
+            self.children.signal_all(Signal::POWER);
+        }
+    }
+
     fn on_child(&mut self, server: ServerId) {
         // Its last words first.
         self.on_control(server);
@@ -375,7 +433,7 @@ impl Supervisor {
             return;
         };
         let served = self.front.on_dead(server, &self.poller);
-        if self.stop_by.is_some() {
+        if self.stop_by.is_some() || self.power_low {
             return;
         }
         let seconds = pause / (1000 * NANOS_PER_MS);
@@ -424,6 +482,7 @@ impl Supervisor {
                 }
             }
             ToSupervisor::Remark { text } => self.tell(&format!("server {server}: {text}")),
+            ToSupervisor::PowerLow => self.on_power_low(),
             ToSupervisor::Fatal { why } => self.tell(&format!("server {server} must stop: {why}")),
         }
     }

@@ -1,5 +1,5 @@
 //! `harp verify`: all copies compared at the same op.
-//! Owns: the waiting, the asking, the comparison.
+//! Owns: the waiting, the asking, the comparison; and asking again once damaged blocks are mended.
 //! Never: calls copies equal that were not all asked.
 //! Invariant: equal means that every designated copy gave the same digest at one barrier's op.
 //! Source: README.md, "Commands".
@@ -22,6 +22,8 @@ const BARRIER: Duration = Duration::from_secs(10);
 const DIGESTS: Duration = Duration::from_secs(600);
 /// How long a view may have lost the barrier before it is asked for again.
 const ATTEMPTS: usize = 5;
+/// How long the copies may take to mend what one comparison found.
+const MENDING: Duration = Duration::from_secs(60);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,6 +34,8 @@ pub struct Verified {
     pub op: u64,
     /// Every copy's digest there, in hexadecimal digits.
     pub digest: String,
+    /// Blocks that were damaged and are mended now, by copy.
+    pub mended: Vec<(ServerId, u64)>,
 }
 
 fn refused(why: impl Into<String>) -> HarpError {
@@ -71,6 +75,8 @@ fn await_copies(config: &Config) -> Result<(ServerId, GroupStatus), HarpError> {
 /// What became of one copy's digest.
 enum Seen {
     Digest(String),
+    /// Something is damaged there.
+    Damaged(String),
     /// The copy left or the barrier was lost: another one is needed.
     Lost(String),
 }
@@ -97,7 +103,7 @@ fn await_digest(
         match ask(config, copy, Request::Digest(op), PATIENCE) {
             Ok(Answer::Digest(Ok(digest))) => return Ok(Seen::Digest(digest)),
             Ok(Answer::Digest(Err(why))) => {
-                return Err(refused(format!("copy {copy} is damaged at op {op}: {why}")));
+                return Ok(Seen::Damaged(format!("copy {copy} is damaged at op {op}: {why}")));
             }
             Ok(Answer::Pending) => {
                 silent = 0;
@@ -116,11 +122,24 @@ fn await_digest(
     }
 }
 
-/// Compares all copies. Errors: fewer copies, no view, damage, a difference.
+/// What one barrier led to.
+enum Compared {
+    Equal(String),
+    /// These copies have damaged blocks, for all they say of it.
+    Damaged(Vec<(ServerId, String)>),
+    /// Nothing came of it.
+    Lost(String),
+}
+
+/// Compares all copies. Blocks found damaged are mended, and all copies compared again. Errors: fewer copies, no
+/// view, damage that cannot be mended, a difference.
 pub fn verify(config: &Config) -> Result<Verified, HarpError> {
     let until = Instant::now() + DIGESTS;
     let mut lost = String::from("no barrier was logged");
-    for _ in 0..ATTEMPTS {
+    let mut before: Option<GroupStatus> = None;
+    let mut attempts = 0;
+    while attempts < ATTEMPTS {
+        attempts += 1;
         let (primary, group) = await_copies(config)?;
         let op = match ask(config, primary, Request::Verify, BARRIER) {
             Ok(Answer::Barrier(Some(op))) => op,
@@ -130,27 +149,81 @@ pub fn verify(config: &Config) -> Result<Verified, HarpError> {
                 continue;
             }
         };
+        let first = before.get_or_insert_with(|| group.clone());
         match compare(config, &group, op, until)? {
-            Ok(verified) => return Ok(verified),
-            Err(why) => lost = why,
+            Compared::Equal(digest) => {
+                let mended = mended_since(config, first);
+                return Ok(Verified { op, digest, mended });
+            }
+            Compared::Damaged(copies) => {
+                for (copy, why) in copies {
+                    await_mended(config, copy, &group.nodes[copy.index()], why)?;
+                }
+                attempts = 0; // something was mended: that comes to an end
+            }
+            Compared::Lost(why) => lost = why,
         }
     }
     Err(refused(format!("the copies could not be compared: {lost}")))
 }
 
-/// Compares all copies at `op`; the inner error says why that barrier led to nothing.
+/// Waits until a copy mended what a digest found. Errors: it did not, or nobody can.
+fn await_mended(
+    config: &Config,
+    copy: ServerId,
+    before: &NodeLine,
+    why: String,
+) -> Result<(), HarpError> {
+    let until = Instant::now() + MENDING;
+    loop {
+        if let Ok(Answer::Status(status)) = ask(config, copy, Request::Status, PATIENCE) {
+            if status.lost > 0 {
+                let lost = status.lost;
+                return Err(refused(format!("{why}; {lost} damaged blocks cannot be mended now")));
+            }
+            let same = before.pid == Some(status.pid);
+            if status.damaged == 0 {
+                let mended = !same || before.mended.is_none_or(|mended| status.mended > mended);
+                // A copy that mended nothing has other damage than that of blocks.
+                return if mended { Ok(()) } else { Err(refused(why)) };
+            }
+        }
+        if Instant::now() >= until {
+            return Err(refused(format!("{why}; it is not mended after a minute")));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Blocks that the copies mended since they looked like `before`.
+fn mended_since(config: &Config, before: &GroupStatus) -> Vec<(ServerId, u64)> {
+    let now = gather(config).groups.remove(0);
+    let mended = config.shape().copies().map(|copy| {
+        let (before, now) = (&before.nodes[copy.index()], &now.nodes[copy.index()]);
+        let base = before.mended.filter(|_| before.pid == now.pid).unwrap_or(0);
+        (copy, now.mended.unwrap_or(0).saturating_sub(base))
+    });
+    mended.filter(|(_, mended)| *mended > 0).collect()
+}
+
+/// Compares all copies at `op`. Errors: they differ.
 fn compare(
     config: &Config,
     group: &GroupStatus,
     op: u64,
     until: Instant,
-) -> Result<Result<Verified, String>, HarpError> {
+) -> Result<Compared, HarpError> {
     let mut first: Option<(ServerId, String)> = None;
+    let mut damaged = Vec::new();
     for copy in config.shape().copies() {
         let pid = group.nodes[copy.index()].pid;
         let digest = match await_digest(config, copy, (op, pid), until)? {
             Seen::Digest(digest) => digest,
-            Seen::Lost(why) => return Ok(Err(why)),
+            Seen::Damaged(why) => {
+                damaged.push((copy, why));
+                continue;
+            }
+            Seen::Lost(why) => return Ok(Compared::Lost(why)),
         };
         match &first {
             None => first = Some((copy, digest)),
@@ -162,8 +235,11 @@ fn compare(
             }
         }
     }
+    if !damaged.is_empty() {
+        return Ok(Compared::Damaged(damaged));
+    }
     let (_, digest) = first.expect("a group has copies");
-    Ok(Ok(Verified { op, digest }))
+    Ok(Compared::Equal(digest))
 }
 
 #[cfg(test)]

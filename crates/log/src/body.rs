@@ -56,6 +56,8 @@ pub struct Body {
     pub(crate) source_view: u64,
     pub(crate) tag: Option<u64>,
     pub(crate) members: u8,
+    /// Its place in the head of memory that outlives the process.
+    pub(crate) slot: usize,
     /// First op held.
     begin: u64,
     /// Last op, and the checksum of its record where known.
@@ -90,6 +92,7 @@ impl Body {
             source_view: 0,
             tag: None,
             members: 0,
+            slot: 0,
             begin: seam.op + 1,
             end: seam.op,
             end_chain: seam.chain,

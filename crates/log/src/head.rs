@@ -19,6 +19,17 @@ const VERSION: u32 = 1;
 /// Positions and ops read from a disk are below this, so that sums of them never overflow.
 pub(crate) const NUMBER_MAX: u64 = 1 << 60;
 
+/// Says that a log whose newest records were in memory is whole on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleanMark {
+    /// The disk that it was written to.
+    pub disk: u64,
+    /// The start counter of the server that wrote it: a later start voids it.
+    pub start: u64,
+    /// The log's last op.
+    pub end: u64,
+}
+
 /// A head slot, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -44,6 +55,8 @@ pub(crate) struct Head {
     pub prev_header: u32,
     /// The members of the tag's view.
     pub members: u8,
+    /// The log was written out whole, and its server stopped.
+    pub clean: Option<CleanMark>,
     /// The user's bytes.
     pub extra: [u8; HEAD_EXTRA_BYTES],
 }
@@ -71,6 +84,12 @@ impl Head {
         }
         bytes[80..84].copy_from_slice(&self.chain.unwrap_or(0).to_le_bytes());
         bytes[84..88].copy_from_slice(&self.prev_header.to_le_bytes());
+        if let Some(CleanMark { disk, start, end }) = self.clean {
+            bytes[14] = 1;
+            for (to, value) in bytes[88..112].chunks_exact_mut(8).zip([disk, start, end]) {
+                to.copy_from_slice(&value.to_le_bytes());
+            }
+        }
         bytes[128..192].copy_from_slice(&self.extra);
         let crc = crc32c::crc32c(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -102,6 +121,11 @@ impl Head {
             chain: (bytes[12] != 0).then(|| short(80)),
             prev_header: short(84),
             members: bytes[13],
+            clean: (bytes[14] != 0).then(|| CleanMark {
+                disk: long(88),
+                start: long(96),
+                end: long(104),
+            }),
             extra: bytes[128..192].try_into().expect("64 bytes"),
         };
         let bounded = [head.sequence, head.generation, head.begin_pos, head.begin_op]
@@ -120,6 +144,11 @@ impl Head {
 /// used for anything else. `None`: no head.
 pub fn head_begin(slot: &[u8]) -> Option<LogPos> {
     Head::read(slot).map(|head| LogPos(head.begin_pos))
+}
+
+/// The mark of a log that was written out, if the head in a slot has one, and the number of the head's write.
+pub fn head_clean(slot: &[u8]) -> Option<(u64, Option<CleanMark>)> {
+    Head::read(slot).map(|head| (head.sequence, head.clean))
 }
 
 /// Whether a slot holds a whole head of a newer version, whatever that says.
@@ -153,6 +182,7 @@ mod tests {
             chain: Some(5),
             prev_header: 6,
             members: 0b101,
+            clean: Some(CleanMark { disk: 9, start: 4, end: 30 }),
             extra: [3; HEAD_EXTRA_BYTES],
         };
         let bytes = head.to_bytes();
@@ -168,6 +198,8 @@ mod tests {
         let crc = crc32c::crc32c(&newer[8..]);
         newer[4..8].copy_from_slice(&crc.to_le_bytes());
         assert!(head_is_newer(&newer) && !head_is_newer(&bytes));
+        let unclean = Head { clean: None, ..head };
+        assert_eq!(Head::read(&unclean.to_bytes()), Some(unclean));
         let unsound = Head { begin_pos: 8193, ..head };
         assert_eq!(Head::read(&unsound.to_bytes()), None);
     }

@@ -9,6 +9,7 @@ mod body;
 pub mod disk;
 mod head;
 mod log;
+pub mod memory;
 mod record;
 mod recover;
 pub mod ring;
@@ -17,11 +18,12 @@ mod swap;
 pub use batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BadExtent, ExtentRecords, parse_extent};
 pub use body::Body;
 pub use disk::{DiskCommand, DiskDone, DiskError, DiskRunner, LogDisk, SLOT_BYTES, SlotFile};
-pub use head::{HEAD_EXTRA_BYTES, head_begin, head_geometry, head_is_newer};
+pub use head::{CleanMark, HEAD_EXTRA_BYTES, head_begin, head_clean, head_geometry, head_is_newer};
 pub use log::{AppendError, Log, LogFull, LogSettings, Progress, Room};
+pub use memory::{MEMORY_HEAD_BYTES, MemoryHead, MemoryTie};
 pub use record::{
     BadRecord, RECORD_BODY_BYTES_MAX, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RawRecord, RawRecords,
     Record, RecordHeader,
 };
-pub use recover::{AmnesiaWhy, Recovered, Verdict, recover};
+pub use recover::{AmnesiaWhy, Evidence, Recovered, Verdict, recover, recover_by};
 pub use ring::{LogPos, Ring, RingMemory};

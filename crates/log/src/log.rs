@@ -19,6 +19,9 @@ use crate::ring::{LogPos, Ring};
 /// A batch that has reached this length is closed.
 const BATCH_BYTES_SOFT_MAX: u64 = 1 << 20;
 
+/// A write behind a log in memory that has reached this length grows no more: what comes after it waits for it.
+const BEHIND_BYTES_SOFT_MAX: u64 = 2 << 20;
+
 /// The settings of one server's log.
 #[derive(Clone, Copy, Debug)]
 pub struct LogSettings {
@@ -27,8 +30,10 @@ pub struct LogSettings {
     /// Segments on disk; together at least as long as the ring.
     pub segments_max: u64,
     /// The server's start counter (its incarnation's): above that of every earlier start on this disk, and
-    /// durable before the log is opened.
+    /// durable before anything is written in it.
     pub start: u64,
+    /// A rule broken on purpose: heads go on carrying the mark that an earlier start left. False in production.
+    pub keeps_clean_mark: bool,
 }
 
 /// Start counters are below this, so that generations, and sums of them, never overflow.
@@ -136,8 +141,8 @@ struct OpenBatch {
 
 /// A write that is to be handed out, or was and is not done.
 #[derive(Clone, Copy, Debug)]
-struct Extent {
-    generation: u64,
+pub(crate) struct Extent {
+    pub(crate) generation: u64,
     pos: u64,
     bytes: u64,
     /// Last op the log holds at its end.
@@ -164,7 +169,7 @@ pub struct Log {
     open: Option<OpenBatch>,
     /// Where the record lies that was begun, and the space given to its body.
     begun: Option<(u64, usize)>,
-    pending: VecDeque<Extent>,
+    pub(crate) pending: VecDeque<Extent>,
     in_flight: VecDeque<Extent>,
     /// A write of the staged log was handed out without a sync, and none with one after it.
     unsynced: bool,
@@ -179,6 +184,8 @@ pub struct Log {
     head_writes: VecDeque<HeadWrite>,
     pub(crate) generation_last: u64,
     pub(crate) cp: u64,
+    /// Up to here the head of memory that outlives the process knows what the growing log overwrites.
+    pub(crate) claimed: u64,
     /// The log was found not intact and must be reset.
     pub(crate) amnesia: bool,
 }
@@ -207,6 +214,9 @@ impl Log {
         let seam = Seam { pos: 0, op: 0, chain: Some(0), prev_header: 0 };
         let body = Body::new(ring.clone(), settings.segment_bytes, 0, seam);
         let head = Head::of(&body, &settings, sequence);
+        if let Some(memory) = ring.memory_head() {
+            memory.forget();
+        }
         let mut log = Log::of(ring, settings, body, head);
         log.generation_last = generation;
         log.amnesia = true;
@@ -217,6 +227,7 @@ impl Log {
     pub(crate) fn of(ring: Ring, settings: LogSettings, current: Body, head: Head) -> Log {
         settings.check(&ring);
         let mut log = Log {
+            claimed: 0,
             ring,
             settings,
             generation_last: current.generation,
@@ -349,10 +360,15 @@ impl Log {
         assert_eq!(open.end, pos, "records lie one after the other");
         open.end += len;
         open.count += 1;
+        let end = open.end;
         if self.forget_at == u64::MAX {
             self.forget_at = pos + self.ring.len();
         }
-        self.growing_mut().push_record(pos, crc)
+        let body = self.staged.as_mut().unwrap_or(&mut self.current);
+        if let Some(memory) = self.ring.memory_head() {
+            memory.set_end(body.slot, end);
+        }
+        body.push_record(pos, crc)
     }
 
     /// Finds the place of a record of `len` bytes, opening a batch if need be.
@@ -399,6 +415,12 @@ impl Log {
             return Err(LogFull::Disk);
         }
         let end = end.next_multiple_of(BLOCK_BYTES);
+        if end > self.claimed
+            && let Some(memory) = self.ring.memory_head()
+        {
+            self.claimed = end;
+            memory.raise_floors(self.growing().slot, end.saturating_sub(self.ring.len()));
+        }
         if end > self.forget_at {
             let floor = end.saturating_sub(self.ring.len());
             self.current.forget_below(floor);
@@ -491,9 +513,11 @@ impl Log {
 
     fn push_pending(&mut self, extent: Extent) {
         let segment_bytes = self.settings.segment_bytes;
+        let most = if self.ring.outlives() { BEHIND_BYTES_SOFT_MAX } else { u64::MAX };
         match self.pending.back_mut() {
             Some(last)
                 if last.generation == extent.generation
+                    && last.bytes < most
                     && last.pos + last.bytes == extent.pos
                     && last.pos / segment_bytes == extent.pos / segment_bytes =>
             {
@@ -542,6 +566,53 @@ impl Log {
             self.close_batch();
         }
         self.hand_out(false, out)
+    }
+
+    /// Bytes of a log in memory that no write was handed out for.
+    pub fn unwritten_bytes(&self) -> u64 {
+        let open = self
+            .open
+            .filter(|_| self.growing().on_disk)
+            .map_or(0, |open| if open.count > 0 { open.end - open.pos } else { 0 });
+        self.pending.iter().map(|extent| extent.bytes).sum::<u64>() + open
+    }
+
+    /// For a log in memory that outlives the process: unless a write is under way, hands out the oldest of what
+    /// is unwritten, if that is `least` bytes or more in all (and not nothing). Also writes the head when trimming
+    /// makes it due. Returns whether a write was handed out.
+    pub fn write_behind(&mut self, cp: u64, least: u64, out: &mut Vec<DiskCommand>) -> bool {
+        assert!(self.ring.outlives(), "records count here as soon as they are in memory");
+        self.cp = self.cp.max(cp);
+        self.write_trimmed_head(out);
+        if !self.in_flight.is_empty() || self.unwritten_bytes() < least.max(1) {
+            return false;
+        }
+        if self.pending.is_empty() {
+            self.close_batch();
+        }
+        let extent = self.pending.pop_front().expect("something is unwritten");
+        let (at, bytes) = (LogPos(extent.pos), extent.bytes as u32);
+        out.push(DiskCommand::Write { at, bytes, sync: true });
+        self.in_flight.push_back(extent);
+        true
+    }
+
+    /// Up to where the records of the current log count as held by this server.
+    pub fn held(&self) -> u64 {
+        if self.ring.outlives() { self.current.end() } else { self.current.durable() }
+    }
+
+    /// Hands out an empty batch if no batch says of what is committed that it is. Without room it stays unsaid.
+    pub(crate) fn name_commit_point(&mut self, out: &mut Vec<DiskCommand>) {
+        if self.current.cp_named >= self.cp.min(self.current.end()) {
+            return;
+        }
+        let (pos, hard_end) = self.batch_place(0);
+        let end = pos + BATCH_HEADER_BYTES as u64;
+        if self.claim(end).is_ok() {
+            self.finish_batch(OpenBatch { pos, end, soft_end: end, hard_end, count: 0 });
+            self.hand_out(true, out);
+        }
     }
 
     /// Whether all is durable and no batch's or head's mark says so yet (rule 3), or `cp`, the commit point
@@ -615,6 +686,9 @@ impl Log {
                 if body.on_disk {
                     body.durable = body.written;
                 }
+                if let Some(memory) = self.ring.memory_head() {
+                    memory.set_written(body.slot, body.durable.1);
+                }
             }
         }
         self.growing().durable.0 > before
@@ -629,6 +703,9 @@ impl Log {
     ) -> u64 {
         assert!(head.sequence == self.head.sequence, "a head is made from the newest one");
         let mut head = head;
+        if self.settings.keeps_clean_mark {
+            head.clean = head.clean.or(self.head.clean);
+        }
         for _ in 0..2 {
             head.sequence += 1;
             let (sequence, bytes) = (head.sequence, head.to_bytes());
@@ -650,6 +727,8 @@ impl Log {
         self.durable_head = head;
         if self.staged.as_ref().is_some_and(|body| body.generation == head.generation) {
             self.current = self.staged.take().expect("looked at above");
+            // Of the log that was replaced nothing need be written any more.
+            self.pending.retain(|extent| extent.generation == head.generation);
         }
         if self.current.generation == head.generation {
             self.current.tag = (head.tag != 0).then_some(head.tag);

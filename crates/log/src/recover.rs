@@ -7,8 +7,9 @@
 use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
 use crate::body::{Body, Seam};
 use crate::disk::{DiskError, LogDisk, SlotFile};
-use crate::head::{Head, NUMBER_MAX};
+use crate::head::{CleanMark, Head, NUMBER_MAX};
 use crate::log::{Log, LogSettings, STARTS_MAX};
+use crate::memory::HeldLog;
 use crate::record::{RawRecord, RawRecords};
 use crate::ring::{LogPos, Ring};
 use crate::swap::generations_of;
@@ -18,6 +19,22 @@ const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// The search for marks behind the log's end reads this much at a time.
 const SCAN_BYTES_MAX: u64 = 256 << 10;
+
+/// What says whether a log is whole. It depends on where its records counted as held in its last life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// On the disk: the marks in it.
+    Marks,
+    /// In the memory behind the ring, which is still there.
+    Memory,
+    /// In memory that is gone: only a mark that the log was written out helps.
+    CleanMark {
+        /// The disk that it must name.
+        disk: u64,
+        /// The start that it must name: that of the last life.
+        start: u64,
+    },
+}
 
 /// Why a log is not intact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +64,17 @@ pub enum AmnesiaWhy {
     },
     /// Part of the log cannot be read.
     Unreadable(DiskError),
+    /// Its newest records were in memory that is gone, and it was not written out.
+    NotWrittenOut,
+    /// The memory does not know of the log that the head names.
+    NotInMemory,
+    /// The log ends elsewhere than the memory, or the mark that it was written out, says.
+    EndsElsewhere {
+        /// Where it ends.
+        at: LogPos,
+        /// Where it should end.
+        end: LogPos,
+    },
     /// Bytes below a place up to which the log was durable are damaged.
     Damaged {
         /// First place that does not validate.
@@ -71,6 +99,13 @@ impl std::fmt::Display for AmnesiaWhy {
             ),
             AmnesiaWhy::SegmentMissing { name } => write!(f, "the log's segment {name} is missing"),
             AmnesiaWhy::Unreadable(error) => write!(f, "the log cannot be read: {error}"),
+            AmnesiaWhy::NotWrittenOut => {
+                write!(f, "the log's newest records were in memory, and were not written out")
+            }
+            AmnesiaWhy::NotInMemory => write!(f, "the memory holds another log"),
+            AmnesiaWhy::EndsElsewhere { at, end } => {
+                write!(f, "the log is whole up to {} only, it ended at {}", at.0, end.0)
+            }
             AmnesiaWhy::Damaged { at, mark } => {
                 write!(f, "the log is damaged at {}, it was durable up to {}", at.0, mark.0)
             }
@@ -113,23 +148,42 @@ impl Stop {
     }
 }
 
-/// Reads the log back, into the ring as much of its end as fits: all that was pinned before is there.
-///
-/// What was appended last and is whole, but not known to have been durable, is written again and synced.
-/// An error means that a write or sync failed: a crash (rule 8).
+/// [`recover_by`] the marks on the disk.
 pub fn recover(
     disk: &mut dyn LogDisk,
     ring: Ring,
     settings: LogSettings,
 ) -> Result<Recovered, DiskError> {
+    recover_by(disk, ring, settings, Evidence::Marks)
+}
+
+/// Reads the log back, into the ring as much of its end as fits: all that was pinned before is there. By
+/// [`Evidence::Memory`] it is there already.
+///
+/// By [`Evidence::Marks`], what was appended last and is whole, but not known to have been durable, is written again and synced.
+/// An error means that a write or sync failed: a crash (rule 8).
+pub fn recover_by(
+    disk: &mut dyn LogDisk,
+    ring: Ring,
+    settings: LogSettings,
+    evidence: Evidence,
+) -> Result<Recovered, DiskError> {
     settings.check(&ring);
     // The highest ones found: of a head's write, and of a log.
     let (mut sequence, mut generation) = (0, 0);
     let stop = match read_head(disk, &settings, &mut sequence, &mut generation) {
-        Ok(head) => match Walk::new(disk, ring.clone(), settings, head).run() {
-            Ok(recovered) => return Ok(recovered),
-            Err(stop) => stop,
-        },
+        Ok(head) => {
+            let walk = Walk::new(disk, ring.clone(), settings, head);
+            let walked = match evidence {
+                Evidence::Marks => walk.run(None),
+                Evidence::Memory => walk.run_held(),
+                Evidence::CleanMark { disk, start } => walk.run(Some((disk, start))),
+            };
+            match walked {
+                Ok(recovered) => return Ok(recovered),
+                Err(stop) => stop,
+            }
+        }
         Err(stop) => stop,
     };
     if let Stop::NotIntact(AmnesiaWhy::LaterStart { found, .. }) = &stop {
@@ -195,19 +249,45 @@ impl LogSettings {
     }
 }
 
+/// Where the walk looks for the log's bytes.
+struct Seen {
+    ring: Ring,
+    /// The ring holds the log's bytes from here on; below, they are read into `aside`.
+    held: Option<u64>,
+    /// The ring, or `aside`, holds the disk's bytes of this range, within one segment.
+    loaded: std::ops::Range<u64>,
+    aside: Vec<u8>,
+}
+
+impl Seen {
+    fn is_held(&self, at: u64) -> bool {
+        self.held.is_some_and(|floor| at >= floor)
+    }
+
+    /// Bytes that are loaded or held.
+    fn bytes(&self, at: u64, len: u32) -> &[u8] {
+        if self.held.is_none() || self.is_held(at) {
+            return self.ring.bytes(LogPos(at), len);
+        }
+        let from = (at - self.loaded.start) as usize;
+        &self.aside[from..from + len as usize]
+    }
+}
+
 struct Walk<'a> {
     disk: &'a mut dyn LogDisk,
-    ring: Ring,
     settings: LogSettings,
     head: Head,
     body: Body,
-    /// The ring holds the disk's bytes of this range, within one segment.
-    loaded: std::ops::Range<u64>,
+    seen: Seen,
     /// Start counter of the newest batch.
     start: u64,
     /// The log was durable up to here, as head and batches say.
     mark: u64,
     cp_known: u64,
+    /// Where the last batch lies, and the end of the last record.
+    last_batch: u64,
+    records_end: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -220,11 +300,22 @@ impl<'a> Walk<'a> {
         };
         let body = Body::new(ring.clone(), settings.segment_bytes, head.generation, seam);
         let (loaded, mark) = (head.begin_pos..head.begin_pos, head.durable_mark);
-        Walk { disk, ring, settings, head, body, loaded, start: 0, mark, cp_known: 0 }
+        let seen = Seen { ring, held: None, loaded, aside: Vec::new() };
+        let (last_batch, records_end) = (head.begin_pos, head.begin_pos);
+        let (start, cp_known) = (0, 0);
+        Walk { disk, settings, head, body, seen, start, mark, cp_known, last_batch, records_end }
     }
 
-    fn run(mut self) -> Result<Recovered, Stop> {
-        while self.body.tail.pos < self.window_end() {
+    /// By what is on the disk. `clean`: whose mark must be there that the log was written out.
+    fn run(mut self, clean: Option<(u64, u64)>) -> Result<Recovered, Stop> {
+        let written_out = clean.map(|(disk, start)| match self.head.clean {
+            Some(mark) if mark.disk == disk && mark.start == start => Ok(mark),
+            _ => Err(Stop::NotIntact(AmnesiaWhy::NotWrittenOut)),
+        });
+        let written_out = written_out.transpose()?;
+        // An empty batch of an earlier end may stand behind what was written out last.
+        let upto = written_out.map_or(self.window_end(), |_| self.head.durable_mark);
+        while self.body.tail.pos < upto {
             if !self.step()? {
                 break;
             }
@@ -235,20 +326,129 @@ impl<'a> Walk<'a> {
             let (at, mark) = (LogPos(end), LogPos(mark));
             return Err(Stop::NotIntact(AmnesiaWhy::Damaged { at, mark }));
         }
+        if let Some(CleanMark { end: end_op, .. }) = written_out
+            && (self.head.durable_mark, end_op) != (end, self.body.end())
+        {
+            let (at, end) = (LogPos(end), LogPos(self.head.durable_mark));
+            return Err(Stop::NotIntact(AmnesiaWhy::EndsElsewhere { at, end }));
+        }
         self.write_again(end).map_err(Stop::Crash)?;
         self.load_overwritten(end)?;
-        let body = &mut self.body;
-        body.written = (body.end(), end);
-        body.durable = body.written;
+        self.body.written = (self.body.end(), end);
+        self.body.durable = self.body.written;
+        let records_end = self.records_end;
+        if let Some(memory) = self.seen.ring.memory_head() {
+            // Whatever else was in the ring, this is what it holds from now on.
+            memory.forget();
+            let floor = end.saturating_sub(self.seen.ring.len());
+            let held = HeldLog { slot: 0, end: records_end, written: end, floor };
+            self.body.slot = memory.take_in(self.body.generation, held, &[]);
+        }
+        Ok(self.found())
+    }
+
+    /// By what is in memory, which the last life left as it stood, and below that on the disk.
+    fn run_held(mut self) -> Result<Recovered, Stop> {
+        let ring = self.seen.ring.clone();
+        let memory = ring.memory_head().expect("memory that outlives the process has a head");
+        let found = memory.find(self.head.generation);
+        let HeldLog { slot, end, written, floor } =
+            found.ok_or(Stop::NotIntact(AmnesiaWhy::NotInMemory))?;
+        self.seen.held = Some(floor);
+        self.body.slot = slot;
+        let mut unwritten = Vec::new();
+        // Empty batches behind the last record are the log's too: one left out would stand, whole, where the next
+        // batch keeps its header's place free, and would be taken for it after one more end of the process.
+        while self.step()? || self.body.tail.pos < end && self.close_open(end) {
+            let (from, tail) = (self.last_batch, self.body.tail);
+            if tail.pos <= written {
+                self.body.written = (tail.op, tail.pos);
+            } else {
+                unwritten.push((from, tail.pos - from, tail.op));
+            }
+        }
+        if self.records_end != end.max(self.head.begin_pos) {
+            let (at, end) = (LogPos(self.records_end), LogPos(end));
+            return Err(Stop::NotIntact(AmnesiaWhy::EndsElsewhere { at, end }));
+        }
+        self.body.durable = self.body.written;
+        // Another log may have lain where this one's end was; that one is given up now, and this one comes back.
+        memory.keep_only(slot);
+        let tail = self.body.tail.pos;
+        let lowest = tail.saturating_sub(ring.len()).max(self.head.begin_pos);
+        self.load_into_ring(lowest, floor.min(tail))?;
+        memory.lower_floor(slot, lowest.min(floor));
+        self.body.forget_below(lowest);
+        let generation = self.head.generation;
+        let mut recovered = self.found();
+        for (pos, bytes, end_op) in unwritten {
+            recovered.log.push_write(generation, pos, bytes, end_op);
+        }
+        recovered.log.refresh_limits();
+        Ok(recovered)
+    }
+
+    /// The log as it was found.
+    fn found(self) -> Recovered {
+        let mut body = self.body;
+        let end = LogPos(body.tail.pos);
         body.mark = self.mark;
         body.cp_named = self.cp_known;
         body.pin = body.memory_begin() - 1;
         body.tag = (self.head.tag != 0).then_some(self.head.tag);
         body.members = self.head.members;
-        let mut log = Log::of(self.ring, self.settings, self.body, self.head);
+        let mut log = Log::of(self.seen.ring, self.settings, body, self.head);
         log.cp = self.cp_known;
         let (verdict, cp_known) = (Verdict::Intact, self.cp_known);
-        Ok(Recovered { log, verdict, cp_known, end: LogPos(end) })
+        Recovered { log, verdict, cp_known, end }
+    }
+
+    /// Closes the batch that was open when the process ended, whose records end at `end`. False if they are not
+    /// whole.
+    fn close_open(&mut self, end: u64) -> bool {
+        let tail = self.body.tail;
+        let segment_end = self.settings.segment_floor(tail.pos) + self.settings.segment_bytes;
+        let pos = if end <= segment_end { tail.pos } else { segment_end };
+        let first = pos + BATCH_HEADER_BYTES as u64;
+        if !self.seen.is_held(pos) || end <= first || end - pos > self.settings.segment_bytes {
+            return false;
+        }
+        let records = self.seen.ring.bytes(LogPos(first), (end - first) as u32);
+        let (mut at, mut count, mut chain) = (first, 0u32, tail.chain);
+        for record in RawRecords::new(records) {
+            let next = tail.op + 1 + u64::from(count);
+            let Some(record) = record.ok().filter(|record| record.follows(next, chain).is_ok())
+            else {
+                return false;
+            };
+            chain = Some(record.header().crc);
+            self.body.push_record(at, record.header().crc);
+            at += u64::from(record.header().len);
+            count += 1;
+        }
+        let header = BatchHeader {
+            crc: 0,
+            generation: self.head.generation,
+            pos,
+            first_op: tail.op + 1,
+            durable_mark: self.body.written.1,
+            cp: self.cp_known,
+            start: self.settings.start,
+            count,
+            record_bytes: (end - first) as u32,
+            prev_header: tail.prev_header,
+            end_crc: chain.unwrap_or(0),
+        };
+        let bytes = header.padded_bytes();
+        // SAFETY: nobody else has the ring yet. The header's place was kept free, and what lies behind the
+        // records is beyond the log's end.
+        let space = unsafe { self.seen.ring.bytes_mut(LogPos(pos), bytes as u32) };
+        let crc = header.write(space);
+        space[(end - pos) as usize..].fill(0);
+        self.body.push_batch(pos, bytes, crc);
+        self.start = self.settings.start;
+        (self.last_batch, self.records_end) = (pos, end);
+        true
     }
 
     /// Beyond this, positions fall on segments that the head covers.
@@ -260,7 +460,7 @@ impl<'a> Walk<'a> {
     fn step(&mut self) -> Result<bool, Stop> {
         let pos = self.body.tail.pos;
         self.load(pos, pos + BLOCK_BYTES)?;
-        let block = self.ring.bytes(LogPos(pos), BATCH_HEADER_BYTES as u32);
+        let block = self.seen.bytes(pos, BATCH_HEADER_BYTES as u32);
         if let Some(header) = BatchHeader::read(block).filter(|header| self.fits(header, pos))
             && self.take_in(&header)?
         {
@@ -272,7 +472,11 @@ impl<'a> Walk<'a> {
             return Ok(false);
         }
         let mut block = [0; BLOCK_BYTES as usize];
-        self.disk.read(LogPos(next), &mut block).map_err(Stop::unreadable)?;
+        if self.seen.is_held(next) {
+            block.copy_from_slice(self.seen.bytes(next, BLOCK_BYTES as u32));
+        } else {
+            self.disk.read(LogPos(next), &mut block).map_err(Stop::unreadable)?;
+        }
         match BatchHeader::read(&block).filter(|header| self.fits(header, next)) {
             Some(header) => self.take_in(&header),
             None => Ok(false),
@@ -292,37 +496,59 @@ impl<'a> Walk<'a> {
             && header.padded_bytes() <= segment_end - pos
     }
 
-    /// Reads the disk's bytes up to `upto` into the ring, from `pos` on at the latest.
+    /// Reads the disk's bytes up to `upto`, from `pos` on at the latest, unless the ring holds the log there.
     fn load(&mut self, pos: u64, upto: u64) -> Result<(), Stop> {
-        if !(self.loaded.start..=self.loaded.end).contains(&pos)
-            || self.loaded.end.is_multiple_of(self.settings.segment_bytes) && pos == self.loaded.end
-        {
-            self.loaded = pos..pos;
-        }
-        if upto <= self.loaded.end {
+        if self.seen.is_held(pos) {
             return Ok(());
         }
-        let from = self.loaded.end;
+        let Seen { ring, held, loaded, aside } = &mut self.seen;
+        let fits = (loaded.start..=loaded.end).contains(&pos) && upto <= loaded.end;
         let segment_end = self.settings.segment_floor(pos) + self.settings.segment_bytes;
-        let chunk = READ_BYTES_MAX.min(self.ring.len() / 8).max(BLOCK_BYTES);
+        if held.is_some() {
+            if !fits {
+                let upto = upto.max(pos + READ_BYTES_MAX).min(segment_end);
+                aside.resize((upto - pos) as usize, 0);
+                self.disk.read(LogPos(pos), aside).map_err(Stop::unreadable)?;
+                *loaded = pos..upto;
+            }
+            return Ok(());
+        }
+        if !(loaded.start..=loaded.end).contains(&pos)
+            || loaded.end.is_multiple_of(self.settings.segment_bytes) && pos == loaded.end
+        {
+            *loaded = pos..pos;
+        }
+        if upto <= loaded.end {
+            return Ok(());
+        }
+        let from = loaded.end;
+        let chunk = READ_BYTES_MAX.min(ring.len() / 8).max(BLOCK_BYTES);
         let upto = upto.max(from + chunk).min(segment_end);
         // SAFETY: nobody else has the ring yet. What lay here one ring length ago is out of the index or
         // is read again at the end of the walk.
-        let into = unsafe { self.ring.bytes_mut(LogPos(from), (upto - from) as u32) };
+        let into = unsafe { ring.bytes_mut(LogPos(from), (upto - from) as u32) };
         self.disk.read(LogPos(from), into).map_err(Stop::unreadable)?;
-        self.loaded.end = upto;
+        loaded.end = upto;
         Ok(())
     }
 
     /// Reads again what lay in the ring where the walk read beyond the log's end.
     fn load_overwritten(&mut self, end: u64) -> Result<(), Stop> {
-        let upto = self.loaded.end.saturating_sub(self.ring.len()).min(end);
-        let mut at = end.saturating_sub(self.ring.len()).max(self.head.begin_pos);
+        let ring = &self.seen.ring;
+        let upto = self.seen.loaded.end.saturating_sub(ring.len()).min(end);
+        let from = end.saturating_sub(ring.len()).max(self.head.begin_pos);
+        self.load_into_ring(from, upto)
+    }
+
+    /// Reads the disk's bytes into their place in the ring.
+    fn load_into_ring(&mut self, from: u64, upto: u64) -> Result<(), Stop> {
+        let ring = &self.seen.ring;
+        let mut at = from;
         while at < upto {
             let segment_end = self.settings.segment_floor(at) + self.settings.segment_bytes;
             let bytes = (upto.min(segment_end) - at).min(READ_BYTES_MAX);
-            // SAFETY: nobody else has the ring yet; what lies here is beyond the log's end.
-            let into = unsafe { self.ring.bytes_mut(LogPos(at), bytes as u32) };
+            // SAFETY: nobody else has the ring yet; what lies here is beyond the log's end, or of a log given up.
+            let into = unsafe { ring.bytes_mut(LogPos(at), bytes as u32) };
             self.disk.read(LogPos(at), into).map_err(Stop::unreadable)?;
             at += bytes;
         }
@@ -334,7 +560,7 @@ impl<'a> Walk<'a> {
         let (pos, bytes) = (header.pos, header.padded_bytes());
         self.load(pos, pos + bytes)?;
         let first = pos + BATCH_HEADER_BYTES as u64;
-        let records = self.ring.bytes(LogPos(first), header.record_bytes);
+        let records = self.seen.bytes(first, header.record_bytes);
         if !whole(header, records, self.body.end_chain()) {
             return Ok(false);
         }
@@ -347,7 +573,11 @@ impl<'a> Walk<'a> {
         }
         self.settings.not_from_later(header.start)?;
         self.body.push_batch(pos, bytes, header.crc);
-        self.body.forget_below((pos + bytes).saturating_sub(self.ring.len()));
+        self.body.forget_below((pos + bytes).saturating_sub(self.seen.ring.len()));
+        self.last_batch = pos;
+        if header.count > 0 {
+            self.records_end = at;
+        }
         self.start = header.start;
         self.mark = self.mark.max(header.durable_mark);
         self.cp_known = self.cp_known.max(header.cp);

@@ -8,6 +8,8 @@
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 
+use crate::memory::{MEMORY_HEAD_BYTES, MemoryHead, MemoryTie};
+
 /// A byte position in the endless log: segment `pos / segment_bytes`, ring offset `pos % ring bytes`.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LogPos(pub u64);
@@ -31,7 +33,8 @@ pub unsafe trait RingMemory: Send + Sync {
     fn bytes(&self) -> usize;
 }
 
-struct HeapMemory(Box<[UnsafeCell<u8>]>);
+/// Blocks of eight bytes, for the alignment of a memory's head.
+struct HeapMemory(Box<[UnsafeCell<u64>]>);
 
 // SAFETY: access is governed by the ring's invariant, as for every RingMemory.
 unsafe impl Send for HeapMemory {}
@@ -45,7 +48,14 @@ unsafe impl RingMemory for HeapMemory {
     }
 
     fn bytes(&self) -> usize {
-        self.0.len()
+        8 * self.0.len()
+    }
+}
+
+impl HeapMemory {
+    fn new(bytes: usize) -> HeapMemory {
+        assert!(bytes.is_multiple_of(8), "whole words");
+        HeapMemory((0..bytes / 8).map(|_| UnsafeCell::new(0)).collect())
     }
 }
 
@@ -55,6 +65,8 @@ pub struct Ring {
     memory: Arc<dyn RingMemory>,
     base: usize,
     len: u64,
+    /// Whether the memory begins with a head, since it outlives the process.
+    outlives: bool,
 }
 
 impl Ring {
@@ -63,13 +75,38 @@ impl Ring {
         let len = memory.bytes() as u64;
         assert!(len.is_power_of_two(), "a ring's length is a power of two, not {len}");
         let base = memory.base() as usize;
-        Ring { memory, base, len }
+        Ring { memory, base, len, outlives: false }
+    }
+
+    /// A ring behind the head of memory that outlives the process. The head was formatted.
+    pub fn outliving(memory: Arc<dyn RingMemory>) -> Ring {
+        let len = memory.bytes() as u64 - MEMORY_HEAD_BYTES as u64;
+        assert!(len.is_power_of_two(), "a ring's length is a power of two, not {len}");
+        let base = memory.base() as usize + MEMORY_HEAD_BYTES;
+        Ring { memory, base, len, outlives: true }
     }
 
     /// A ring on the heap, for the simulator and for tests.
     pub fn on_heap(bytes: usize) -> Ring {
-        let cells = (0..bytes).map(|_| UnsafeCell::new(0)).collect();
-        Ring::new(Arc::new(HeapMemory(cells)))
+        Ring::new(Arc::new(HeapMemory::new(bytes)))
+    }
+
+    /// A ring on the heap that passes for memory that outlives the process: whoever keeps it decides.
+    pub fn outliving_on_heap(bytes: usize, id: u64, tie: &MemoryTie) -> Ring {
+        let ring = Ring::outliving(Arc::new(HeapMemory::new(MEMORY_HEAD_BYTES + bytes)));
+        ring.memory_head().expect("just made so").format(id, tie, bytes as u64);
+        ring
+    }
+
+    /// The head of the memory, if it outlives the process.
+    pub fn memory_head(&self) -> Option<MemoryHead<'_>> {
+        // SAFETY: the memory begins with a head that nothing else touches, and lives as long as the ring.
+        self.outlives.then(|| unsafe { MemoryHead::at((self.base - MEMORY_HEAD_BYTES) as *mut u8) })
+    }
+
+    /// Whether records in it outlive the process.
+    pub fn outlives(&self) -> bool {
+        self.outlives
     }
 
     /// Length in bytes.
@@ -85,7 +122,10 @@ impl Ring {
     fn pointer(&self, at: LogPos, len: u64) -> *mut u8 {
         let offset = at.0 & (self.len - 1);
         assert!(offset + len <= self.len, "a log range never straddles the ring's end");
-        debug_assert_eq!(self.memory.base() as usize, self.base);
+        debug_assert_eq!(
+            self.memory.base() as usize + usize::from(self.outlives) * MEMORY_HEAD_BYTES,
+            self.base
+        );
         (self.base + offset as usize) as *mut u8
     }
 

@@ -6,8 +6,9 @@
 
 use crate::body::{Body, Seam};
 use crate::disk::DiskCommand;
-use crate::head::{HEAD_EXTRA_BYTES, Head};
+use crate::head::{CleanMark, HEAD_EXTRA_BYTES, Head};
 use crate::log::{Log, LogFull, LogSettings};
+use crate::memory::HeldLog;
 
 /// A head is written once so many segments are free: few, for what is used again soon is cheap to write to.
 const TRIMMED_SEGMENTS: u64 = 2;
@@ -33,6 +34,7 @@ impl Head {
             chain: seam.chain,
             prev_header: seam.prev_header,
             members: 0,
+            clean: None,
             extra: [0; HEAD_EXTRA_BYTES],
         }
     }
@@ -51,7 +53,14 @@ impl Log {
         let pos = self.settings.segment_ceil(self.current.tail.pos);
         let chain = if begin_op == 1 { Some(0) } else { chain };
         let seam = Seam { pos, op: begin_op - 1, chain, prev_header: 0 };
-        Body::new(self.ring.clone(), self.settings.segment_bytes, generation, seam)
+        let mut body = Body::new(self.ring.clone(), self.settings.segment_bytes, generation, seam);
+        if let Some(memory) = self.ring.memory_head() {
+            let kept =
+                [self.current.generation, self.head.generation, self.durable_head.generation];
+            let held = HeldLog { slot: 0, end: pos, written: pos, floor: pos };
+            body.slot = memory.take_in(generation, held, &kept);
+        }
+        body
     }
 
     /// Begins a staged log at `begin_op`, dropping one there may be. `chain`: checksum of the record before
@@ -86,6 +95,8 @@ impl Log {
         }
         if let Some(staged) = self.staged.take() {
             self.drop_unwritten(staged.generation);
+            // The current log's next bytes lie below those of the dropped one.
+            self.claimed = 0;
             self.refresh_limits();
         }
         true
@@ -110,7 +121,9 @@ impl Log {
             self.write_begin(out);
         }
         self.write_staged();
-        self.hand_out(false, out);
+        if !self.ring.outlives() {
+            self.hand_out(false, out);
+        }
         self.refresh_limits();
         Ok(())
     }
@@ -130,7 +143,8 @@ impl Log {
         }
     }
 
-    /// Makes the current log durable, then tags it: complete for `view` (not 0) with `members`. `extra` is
+    /// Makes the current log durable (one in memory that outlives the process needs no disk for that), then tags
+    /// it: complete for `view` (not 0) with `members`. `extra` is
     /// kept in the head. Returns the sequence that [`crate::Progress::head`] names once the tag is
     /// durable. Not while a swap is under way.
     pub fn tag(
@@ -145,12 +159,15 @@ impl Log {
         assert!(!self.amnesia, "a log that is not intact is reset before it is used");
         assert!(!self.swapping(), "the current log is about to be replaced");
         self.cp = self.cp.max(cp);
-        if self.staged.is_none() {
+        let held = self.ring.outlives();
+        if self.staged.is_none() && !held {
             self.close_batch();
         }
-        self.hand_out(false, out);
+        if !held {
+            self.hand_out(false, out);
+        }
         let head = Head::of(&self.current, &self.settings, self.head.sequence);
-        let durable_mark = self.current.tail.pos;
+        let durable_mark = if held { head.durable_mark } else { self.current.tail.pos };
         let head = Head { tag: view, members, extra, durable_mark, ..head };
         let sequence = self.hand_out_head(head, true, out);
         self.refresh_limits();
@@ -173,10 +190,14 @@ impl Log {
         self.persist(cp, out)?;
         self.cp = self.cp.max(cp);
         self.close_batch();
-        self.hand_out(true, out);
+        let held = self.ring.outlives();
+        if !held {
+            self.hand_out(true, out);
+        }
         let staged = self.staged.as_ref().expect("asserted above");
         let head = Head::of(staged, &self.settings, self.head.sequence);
-        let head = Head { tag: view, members, extra, durable_mark: staged.tail.pos, ..head };
+        let durable_mark = if held { head.durable_mark } else { staged.tail.pos };
+        let head = Head { tag: view, members, extra, durable_mark, ..head };
         let sequence = self.hand_out_head(head, true, out);
         self.refresh_limits();
         Ok(sequence)
@@ -188,6 +209,7 @@ impl Log {
         if let Some(staged) = self.staged.take() {
             self.drop_unwritten(staged.generation);
         }
+        self.claimed = 0;
         self.drop_unwritten(self.current.generation);
         self.current = self.new_body(begin_op, None);
         let head = Head::of(&self.current, &self.settings, self.head.sequence);
@@ -200,6 +222,34 @@ impl Log {
         }
         self.refresh_limits();
         sequence
+    }
+
+    /// Writes all of the current log out, and then a head that says so: `disk` and this start. A staged log is left
+    /// as it is in memory, for a checkpoint may still read there. Nothing may be appended any more. Returns the sequence that [`crate::Progress::head`] names once that is
+    /// durable; `None`, and nothing done, while another head is under way.
+    pub fn write_out(&mut self, disk: u64, cp: u64, out: &mut Vec<DiskCommand>) -> Option<u64> {
+        assert!(!self.amnesia, "a log that is not intact is reset before it is used");
+        if self.heads_under_way() {
+            return None;
+        }
+        self.cp = self.cp.max(cp);
+        let generation = self.current.generation;
+        match self.staged.is_some() {
+            // The current log's batches are closed.
+            true => self.pending.retain(|extent| extent.generation == generation),
+            false => self.close_batch(),
+        }
+        self.hand_out(true, out);
+        if self.staged.is_none() {
+            self.name_commit_point(out);
+        }
+        let end = self.current.tail.op;
+        let clean = Some(CleanMark { disk, start: self.settings.start, end });
+        let head = Head::of(&self.current, &self.settings, self.head.sequence);
+        let Head { tag, members, extra, .. } = self.head;
+        let durable_mark = self.current.tail.pos;
+        let head = Head { tag, members, extra, durable_mark, clean, ..head };
+        Some(self.hand_out_head(head, true, out))
     }
 
     /// Records up to `glb` need not stay on disk. Takes effect in whole batches.

@@ -66,7 +66,9 @@ fn said_in(message: &Message) -> View {
         Message::Presence(_)
         | Message::Decline { .. }
         | Message::ImageWant { .. }
-        | Message::ImagePart { .. } => View::NONE,
+        | Message::ImagePart { .. }
+        | Message::BlockWant { .. }
+        | Message::BlockGrant { .. } => View::NONE,
     }
 }
 

@@ -68,6 +68,7 @@ pub fn formatted(bounds: &Bounds, me: ServerId, first: bool, disk: u64) -> Disk 
             log_void: false,
             configuration,
             settled: Op::ZERO,
+            memory: 0,
         },
         writes: Vec::new(),
         adopting: None,

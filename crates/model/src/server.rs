@@ -154,8 +154,11 @@ impl Turn<'_> {
             Records::Ignore => {}
             Records::Current { above } => self.take_in(mail, above, false),
             Records::Staged { above } => self.take_in(mail, above, true),
-            // Images are not handed over here.
-            Records::ImageWant { .. } | Records::ImagePart { .. } => {}
+            // Images and their blocks are not handed over here.
+            Records::ImageWant { .. }
+            | Records::ImagePart { .. }
+            | Records::BlockWant { .. }
+            | Records::BlockGrant { .. } => {}
         }
         self.wind_up();
     }

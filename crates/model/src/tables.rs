@@ -158,9 +158,10 @@ impl Address {
             Message::PrepareOk(ok) => (false, ok.view, Kind::Serving),
             Message::CatchUp { view, .. } => (false, view, Kind::Promised),
             Message::Past(past) => (false, past.view, Kind::Running),
-            Message::ImageWant { .. } | Message::ImagePart { .. } => {
-                (false, View::NONE, Kind::Always)
-            }
+            Message::ImageWant { .. }
+            | Message::ImagePart { .. }
+            | Message::BlockWant { .. }
+            | Message::BlockGrant { .. } => (false, View::NONE, Kind::Always),
         };
         let life = (!any_life).then_some(mail.envelope.to_incarnation);
         let last = match mail.envelope.message {

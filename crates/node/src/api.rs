@@ -36,6 +36,17 @@ pub enum Durability {
     Ups,
 }
 
+/// What a server's machine runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// The mains.
+    Mains,
+    /// A battery that lasts for a while: all goes on, and what is in memory alone is written as it can be.
+    Battery,
+    /// It will not be on for long, or the server is to end: the log is written out and the server falls silent.
+    Ending,
+}
+
 /// The settings of one server. Times are in nanoseconds, sizes in bytes.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -131,6 +142,9 @@ pub enum Event<'a> {
         /// At a copy, [`crate::image_room`].
         room: Room,
     },
+    /// What the machine runs on changed. After [`Power::Ending`] nothing leaves any more; [`Notice::WrittenOut`]
+    /// follows.
+    Power(Power),
     /// The operator asks that all copies checkpoint and digest at one op; see [`Notice::Barrier`].
     Verify {
         /// Comes back in the notice.
@@ -179,6 +193,8 @@ pub enum Notice {
     Refusing { why: String },
     /// This server must stop (rule 8): a write or sync failed. The world ends the process.
     Fatal { why: String },
+    /// The log is whole on the disk up to op `end`, and marked so: the process may end, and its memory go.
+    WrittenOut { end: u64 },
     /// Something worth a line in the log.
     Remark { text: String },
 }
@@ -251,6 +267,23 @@ pub struct NodeStatus {
     pub serving: bool,
     /// Bytes of log between GLB and the end.
     pub log_bytes: u64,
+    /// Bytes of it that count and are in memory alone; about.
+    pub unwritten_bytes: u64,
     /// The newest digest: op and result.
     pub digest: Option<(u64, Result<[u8; 32], String>)>,
+    /// What became of damaged blocks.
+    pub repair: RepairStatus,
+}
+
+/// Damaged blocks of a copy's image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepairStatus {
+    /// Blocks known to be damaged, which are being fetched from another copy.
+    pub damaged: u64,
+    /// Those that no other copy has, for all that is known.
+    pub lost: u64,
+    /// Blocks mended since the process began.
+    pub mended: u64,
+    /// The last of them, in words.
+    pub last_mended: Option<String>,
 }

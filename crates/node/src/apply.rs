@@ -5,7 +5,7 @@
 //! Source: ARCHITECTURE.md (apply, checkpoint), rule 14.
 
 use harp_log::LogFull;
-use harp_vr::{ConfigurationChange, Op};
+use harp_vr::{ConfigurationChange, Op, Planted};
 
 use crate::api::{Notice, Now, Output};
 use crate::jobs::{Frozen, StoreJob, Work};
@@ -110,8 +110,9 @@ impl Node {
         let full = pinned > ring / 2;
         let old = now.steady.since(copy.last_checkpoint) > pause;
         let barrier = copy.barrier.is_some();
+        let mends = copy.repair.wants_checkpoint(copy.lb);
         let completes = copy.load.as_ref().is_some_and(|l| l.reaches(copy.shadow_op));
-        if !(barrier || changed && (big || full || old || completes)) {
+        if !(barrier || changed && (big || full || old || completes || mends)) {
             return;
         }
         if let Some(op) = copy.barrier {
@@ -130,6 +131,7 @@ impl Node {
             clients: copy.clients.freeze(),
             configuration: configuration_row(self.replica.configuration()),
             partial: copy.is_partial_at(op),
+            seals_damage: self.settings.planted == Some(Planted::DamageSealed),
         };
         copy.log_bytes = 0;
         copy.checkpoint = Some(RunningCheckpoint { op, frozen: Some(frozen), retry_at: None });

@@ -6,7 +6,9 @@
 
 use harp_fs::handle::Volume;
 use harp_fs::shadow::{Shadow, ShadowSettings};
-use harp_log::{AmnesiaWhy, DiskError, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict};
+use harp_log::{
+    AmnesiaWhy, DiskError, Evidence, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict, head_clean,
+};
 use harp_vr::{
     Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Planted, Replica, SERVERS_MAX,
     ServerId, ServerSet, Start, View,
@@ -117,6 +119,7 @@ fn log_settings(settings: &Settings, start: u64) -> LogSettings {
         segment_bytes: settings.segment_bytes,
         segments_max: settings.segments_max,
         start,
+        keeps_clean_mark: settings.planted == Some(Planted::CleanMarkNotVoided),
     }
 }
 
@@ -153,6 +156,7 @@ impl Node {
             log_void: false,
             configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
             settled: Op::ZERO,
+            memory: 0,
         };
         // The log first: a server without a view file has no promises to lose.
         let ring = Ring::on_heap(settings.segment_bytes as usize);
@@ -171,9 +175,10 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a server from its disk. `image`: what [`crate::image_state`] read; `None` at a witness.
-    /// `suspects`: what this server's last process left behind. `clock` is read when the log is: reading it takes
-    /// time, and what is to be waited for counts from then on.
+    /// Starts a server from its disk. `ring` lies in memory that outlives the process if records count there.
+    /// `image`: what [`crate::image_state`] read; `None` at a witness. `suspects`: what this server's last process
+    /// left behind. `clock` is read when the log is: reading it takes time, and what is to be waited for counts
+    /// from then on.
     pub fn boot(
         settings: Settings,
         disk: &mut dyn LogDisk,
@@ -185,13 +190,23 @@ impl Node {
         if image.is_some() != settings.shape.is_copy(settings.me) {
             return Err(BootError::Image);
         }
+        let held = settings.durability == Durability::Ups;
+        assert_eq!(
+            ring.outlives(),
+            held,
+            "records count in memory that outlives the process alone"
+        );
         let (mut durable, sequence) = read_view_file(&settings, disk)?;
         refuse_newer_log(disk)?;
+        let log_settings = log_settings(&settings, durable.incarnation.start + 1);
+        let evidence = evidence(&settings, &durable, disk, &ring);
+        let recovered = harp_log::recover_by(disk, ring.clone(), log_settings, evidence)?;
+        // The last thing before the server may speak, all at once: its start, where its records count from now on,
+        // and that no mark of the start before counts any more.
         durable.incarnation.start += 1;
+        durable.memory = ring.memory_head().map_or(0, |memory| memory.id());
         let sequence = sequence + 1;
         disk.write_slot(SlotFile::View, (sequence % 2) as usize, &durable.encode(sequence))?;
-        let log_settings = log_settings(&settings, durable.incarnation.start);
-        let recovered = harp_log::recover(disk, ring.clone(), log_settings)?;
         if let Verdict::Amnesia(AmnesiaWhy::Geometry { segment_bytes, segments_max }) =
             recovered.verdict
         {
@@ -199,6 +214,11 @@ impl Node {
         }
         let mut log = recovered.log;
         let intact = recovered.verdict == Verdict::Intact && !durable.log_void;
+        let amnesia = match &recovered.verdict {
+            Verdict::Amnesia(why) => Some(why.to_string()),
+            Verdict::Intact if durable.log_void => Some("a write to it failed".into()),
+            Verdict::Intact => None,
+        };
         // An image whose loading was interrupted is loaded anew, and so is one that the log does not reach.
         let reached = |i: &ImageState| !intact || i.lb + 1 >= log.current().begin();
         let image = image.map(|i| if i.whole && reached(&i) { i } else { ImageState::empty() });
@@ -214,7 +234,7 @@ impl Node {
         let body = log.current();
         let tag = body.tag().map(View).filter(|tag| intact && *tag >= durable.formed);
         let facts =
-            LogFacts { begin: Op(body.begin()), end: Op(body.end()), durable: Op(body.durable()) };
+            LogFacts { begin: Op(body.begin()), end: Op(body.end()), durable: Op(log.held()) };
         let members = ServerSet(body.members());
         let cp = if intact { Op(recovered.cp_known.min(body.end())) } else { Op::ZERO };
         let start = Start {
@@ -231,7 +251,11 @@ impl Node {
         let now = clock();
         let replica = Replica::new(replica_settings(&settings), start, now.steady);
         let redo = Redo::starting(log.current().end(), suspects);
-        Ok(Node { redo: Some(redo), ..Node::assemble(settings, replica, log, image, ring, now) })
+        let mut node = Node::assemble(settings, replica, log, image, ring, now);
+        let says = |why| format!("the log is not intact and counts for nothing here: {why}");
+        node.remark = amnesia.map(says);
+        node.redo = Some(redo);
+        Ok(node)
     }
 
     fn assemble(
@@ -271,6 +295,7 @@ impl Node {
             load: (!image.whole).then(|| Load::new(now.steady)),
             reading_parts: ServerSet::EMPTY,
             lent: Vec::new(),
+            repair: Default::default(),
             debits: Debits::starting(image.lb),
             no_room: false,
             halted: false,
@@ -302,6 +327,9 @@ impl Node {
             write_since: None,
             fed: false,
             mark_since: None,
+            on_battery: false,
+            behind_since: None,
+            write_out: None,
             adopting: None,
             stage_wanted: None,
             last_write_end: harp_log::LogPos(0),
@@ -314,6 +342,7 @@ impl Node {
             accesses_at: now.steady,
             redo: None,
             killed: false,
+            remark: None,
         };
         node.trim();
         node
@@ -349,6 +378,34 @@ fn refuse_newer_log(disk: &mut dyn LogDisk) -> Result<(), BootError> {
     Ok(())
 }
 
+/// What is to say whether the log is whole: it depends on where its records counted in the last life.
+fn evidence(
+    settings: &Settings,
+    durable: &Durable,
+    disk: &mut dyn LogDisk,
+    ring: &Ring,
+) -> Evidence {
+    let Incarnation { disk: disk_id, start } = durable.incarnation;
+    if durable.memory == 0 {
+        return Evidence::Marks;
+    }
+    if ring.memory_head().is_some_and(|memory| memory.id() == durable.memory) {
+        return Evidence::Memory;
+    }
+    match settings.planted {
+        Some(Planted::TornWriteOutIsIntact) => Evidence::Marks,
+        Some(Planted::CleanMarkNotVoided) if is_marked_clean(disk) => Evidence::Marks,
+        _ => Evidence::CleanMark { disk: disk_id, start },
+    }
+}
+
+/// Whether the newest head has a mark that the log was written out, of whatever start.
+fn is_marked_clean(disk: &mut dyn LogDisk) -> bool {
+    let slots = [0, 1].map(|slot| disk.read_slot(SlotFile::LogHead, slot).ok().flatten());
+    let heads = slots.iter().flatten().filter_map(|slot| head_clean(slot));
+    heads.max_by_key(|(sequence, _)| *sequence).is_some_and(|(_, clean)| clean.is_some())
+}
+
 /// Carries out commands on the spot: there is no loop to disturb yet.
 fn run_all(
     commands: &mut Vec<harp_log::DiskCommand>,
@@ -364,7 +421,9 @@ fn run_all(
             }
             log.on_disk(&done);
         }
-        log.seal(0, commands);
+        if !log.ring().outlives() {
+            log.seal(0, commands);
+        }
     }
     Ok(())
 }

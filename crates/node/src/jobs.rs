@@ -4,6 +4,7 @@
 //! Invariant: one checkpoint at a time; a job runs to its end or the process ends.
 //! Source: ARCHITECTURE.md ("Memory", "Checkpoints").
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use harp_fs::blocks::LogBytes;
@@ -12,17 +13,20 @@ use harp_fs::key::RootOwner;
 use harp_fs::need::{Fetched, ImageError, ImageReader, Need};
 use harp_log::{LogPos, Ring};
 use harp_store::{
-    BlockWrite, Checkpoint, Content, Cut, Disk, Engine, MetadataSink, Reader, Store, StoreError,
-    Stretch, Table, Walk,
+    BLOCK_BYTES, Block, BlockWrite, Checkpoint, Content, Cut, DamagedBlock, Disk, Engine,
+    MetadataSink, Reader, Remedy, Store, StoreError, Stretch, Table, Walk,
 };
 use harp_vr::{ServerId, View};
 
 use crate::clients::{ChangedRows, ClientTable, ROW_PREFIX};
 use crate::part::{Part, PartSource, Place, Section};
 use crate::rebuild::{Loaded, PartRead};
+use crate::repair::{BlockName, BlockRead};
 
 /// First byte of the row that holds the configuration, behind the client table's.
 const CONFIGURATION_KEY: &[u8] = &[0xC1];
+/// Damaged blocks that a digest tells of at most; the next one tells of others.
+const DAMAGED_SHOWN_MAX: usize = 1024;
 
 /// The ring as `harp_fs` sees it.
 #[derive(Clone, Debug)]
@@ -67,6 +71,19 @@ pub(crate) enum Work {
     },
     /// Everything is loaded and redone.
     CompleteImage,
+    /// Read a block for `to`.
+    ReadBlock {
+        to: ServerId,
+        name: BlockName,
+    },
+    /// Look which of these are damaged.
+    Examine {
+        blocks: Vec<(u64, u64)>,
+    },
+    /// Write damaged blocks anew.
+    Mend {
+        remedies: Vec<Remedy>,
+    },
 }
 
 /// What became of a [`StoreJob`].
@@ -77,23 +94,35 @@ pub struct StoreDone(pub(crate) Done);
 pub(crate) enum Done {
     Fetched {
         id: u64,
-        fetched: Result<Vec<Fetched>, ImageError>,
+        /// And which blocks of it are damaged.
+        fetched: Result<(Vec<Fetched>, Vec<DamagedBlock>), ImageError>,
     },
     Checkpointed {
         op: u64,
-        result: Result<(), JobError>,
+        /// Blocks, as (file, block), that are damaged in the new image as their older content was.
+        result: Result<Vec<(u64, u64)>, JobError>,
     },
     /// The checkpoint changed nothing, for there is no room; here it is back.
     NoRoom(Frozen),
     Digested {
         op: u64,
         result: Result<[u8; 32], StoreError>,
+        damaged: Vec<DamagedBlock>,
     },
     Reloaded(Result<ImageState, StoreError>),
     Discarded(Result<(), StoreError>),
     PartRead(PartRead),
     Loaded(Result<Loaded, StoreError>),
     ImageCompleted(Result<(), StoreError>),
+    BlockRead(BlockRead),
+    Examined {
+        blocks: Vec<(u64, u64)>,
+        damaged: Result<Vec<DamagedBlock>, StoreError>,
+    },
+    Mended {
+        remedies: Vec<Remedy>,
+        result: Result<Vec<bool>, StoreError>,
+    },
 }
 
 /// What a node needs to know of its image to start from it.
@@ -112,10 +141,11 @@ impl ImageState {
 }
 
 impl StoreJob {
-    /// Whether it reads a little and writes nothing: a fetch, which clients wait for, or a part of the image for
-    /// another copy. The others take their time on another thread.
+    /// Whether it reads a little and writes nothing: a fetch, which clients wait for, or a block or part of the
+    /// image for another copy. The others take their time on another thread.
     pub fn is_short(&self) -> bool {
-        matches!(self.0, Work::Fetch { .. } | Work::ReadPart { .. })
+        use Work::{Examine, Fetch, ReadBlock, ReadPart};
+        matches!(self.0, Fetch { .. } | ReadPart { .. } | ReadBlock { .. } | Examine { .. })
     }
 
     /// Carries the job out. A checkpoint calls `pause` between small pieces of its work, so that the thread can
@@ -132,16 +162,31 @@ impl StoreJob {
                 Err(error) if error.is_full() => Done::NoRoom(frozen),
                 result => Done::Checkpointed { op: frozen.op, result },
             },
-            Work::Digest { op } => Done::Digested { op, result: digest(store, op) },
+            Work::Digest { op } => {
+                let mut damaged = Vec::new();
+                let result = digest(store, op, &mut damaged);
+                Done::Digested { op, result, damaged }
+            }
             Work::Reload => Done::Reloaded(image_state(store)),
             Work::Discard => Done::Discarded(store.discard()),
             Work::ReadPart { to, view, part, at_least, place, enough, source } => {
-                let section = place.section;
-                let result = read_part(store, (&place, enough), source);
-                Done::PartRead(PartRead { to, view, part, at_least, result, section })
+                let (section, mut damaged) = (place.section, Vec::new());
+                let result = read_part(store, (&place, enough), source, &mut damaged);
+                Done::PartRead(PartRead { to, view, part, at_least, result, section, damaged })
             }
             Work::Load { parts } => Done::Loaded(load(store, &parts, pause)),
             Work::CompleteImage => Done::ImageCompleted(store.complete_load()),
+            Work::ReadBlock { to, name } => {
+                Done::BlockRead(BlockRead { to, name, result: read_block(store, &name) })
+            }
+            Work::Examine { blocks } => {
+                let damaged = examine(store, &blocks);
+                Done::Examined { blocks, damaged }
+            }
+            Work::Mend { remedies } => {
+                let result = store.mend(&remedies);
+                Done::Mended { remedies, result }
+            }
         })
     }
 }
@@ -150,6 +195,30 @@ impl StoreJob {
 pub(crate) struct Image<E: Engine, D: Disk> {
     pub reader: Reader<E, D>,
     pub partial: bool,
+    /// Takes in the damaged blocks that were met where they do no harm; elsewhere they are errors.
+    pub damaged: RefCell<Vec<DamagedBlock>>,
+    /// Damaged blocks count as sound.
+    seals_damage: bool,
+}
+
+impl<E: Engine, D: Disk> Image<E, D> {
+    pub fn new(reader: Reader<E, D>) -> Image<E, D> {
+        Image { reader, partial: false, damaged: RefCell::default(), seals_damage: false }
+    }
+
+    fn show_held(
+        &self,
+        file: u64,
+        first: u64,
+        count: u32,
+        held: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), ImageError> {
+        let mut show = |stretch: Stretch, _: &mut dyn Iterator<Item = u32>| {
+            held(stretch.first, stretch.count);
+            Ok(Walk::On)
+        };
+        self.reader.locate(file, first, count.into(), &mut show).map_err(unread)
+    }
 }
 
 pub(crate) fn unread(error: StoreError) -> ImageError {
@@ -191,20 +260,71 @@ impl<E: Engine, D: Disk> ImageReader for Image<E, D> {
         held: &mut dyn FnMut(u64, u64),
     ) -> Result<(), ImageError> {
         self.reader.read_blocks(file, first, out).map_err(unread)?;
-        let mut show = |stretch: Stretch, _: &mut dyn Iterator<Item = u32>| {
-            held(stretch.first, stretch.count);
-            Ok(Walk::On)
+        self.show_held(file, first, count, held)
+    }
+
+    fn read_blocks_but(
+        &self,
+        file: u64,
+        first: u64,
+        count: u32,
+        out: &mut [u8],
+        held: &mut dyn FnMut(u64, u64),
+        damaged: &mut dyn FnMut(u64),
+    ) -> Result<(), ImageError> {
+        let mut seen = self.damaged.borrow_mut();
+        let mut show = |block: DamagedBlock| {
+            if !self.seals_damage {
+                damaged(block.block);
+                seen.push(block);
+            }
+            Ok(())
         };
-        self.reader.locate(file, first, count.into(), &mut show).map_err(unread)
+        self.reader.read_blocks_but(file, first, out, &mut show).map_err(unread)?;
+        self.show_held(file, first, count, held)
     }
 }
 
 fn fetch<E: Engine, D: Disk>(
     store: &Store<E, D>,
     needs: &[Need],
-) -> Result<Vec<Fetched>, ImageError> {
-    let image = Image { reader: store.reader().map_err(unread)?, partial: false };
-    needs.iter().map(|need| need.fetch(&image)).collect()
+) -> Result<(Vec<Fetched>, Vec<DamagedBlock>), ImageError> {
+    let image = Image::new(store.reader().map_err(unread)?);
+    let fetched: Result<Vec<Fetched>, ImageError> =
+        needs.iter().map(|need| need.fetch(&image)).collect();
+    Ok((fetched?, image.damaged.into_inner()))
+}
+
+/// The block of that name, if the image has it; and what of it is damaged.
+fn read_block<E: Engine, D: Disk>(
+    store: &Store<E, D>,
+    name: &BlockName,
+) -> Result<(Option<Box<Block>>, Vec<DamagedBlock>), StoreError> {
+    let reader = store.reader()?;
+    if reader.block_crc(name.file, name.block)? != Some(name.crc) {
+        return Ok((None, Vec::new()));
+    }
+    let (mut data, mut damaged) = (Box::new([0; BLOCK_BYTES]), Vec::new());
+    reader.read_blocks_but(name.file, name.block, &mut data[..], &mut |block| {
+        damaged.push(block);
+        Ok(())
+    })?;
+    Ok((damaged.is_empty().then_some(data), damaged))
+}
+
+fn examine<E: Engine, D: Disk>(
+    store: &Store<E, D>,
+    blocks: &[(u64, u64)],
+) -> Result<Vec<DamagedBlock>, StoreError> {
+    let reader = store.reader()?;
+    let (mut data, mut damaged) = (vec![0; BLOCK_BYTES], Vec::new());
+    for (file, block) in blocks {
+        reader.read_blocks_but(*file, *block, &mut data, &mut |block| {
+            damaged.push(block);
+            Ok(())
+        })?;
+    }
+    Ok(damaged)
 }
 
 /// Why a job failed.
@@ -260,6 +380,8 @@ pub(crate) struct Frozen {
     pub configuration: Vec<u8>,
     /// The image lacks parts, or has some that are newer than `op`.
     pub partial: bool,
+    /// [`harp_vr::Planted::DamageSealed`].
+    pub seals_damage: bool,
 }
 
 impl Frozen {
@@ -268,13 +390,15 @@ impl Frozen {
         store: &Store<E, D>,
         ring: &Ring,
         pause: &dyn Fn(),
-    ) -> Result<(), JobError> {
-        let Frozen { op, generation, clients, configuration, partial } = self;
-        let base = Image { reader: store.reader()?, partial: *partial };
+    ) -> Result<Vec<(u64, u64)>, JobError> {
+        let Frozen { op, generation, clients, configuration, partial, seals_damage } = self;
+        let (partial, seals_damage) = (*partial || *seals_damage, *seals_damage);
+        let base = Image { partial, seals_damage, ..Image::new(store.reader()?) };
         let log = RingBytes(ring.clone());
         let cuts: Vec<Cut> =
             generation.cuts().into_iter().map(|(file, first)| Cut { file, first }).collect();
         let blocks = generation.blocks(&log, &base)?;
+        let damaged = blocks.damaged().to_vec();
         let mut writes = blocks.iter().map(|out| BlockWrite {
             file: out.ino,
             block: out.block,
@@ -300,7 +424,7 @@ impl Frozen {
         match (trouble, result) {
             (Some(error), _) => Err(error),
             (None, Err(error)) => Err(error.into()),
-            (None, Ok(_)) => Ok(()),
+            (None, Ok(_)) => Ok(damaged),
         }
     }
 }
@@ -320,10 +444,24 @@ fn put_rows(
     Ok(())
 }
 
-fn digest<E: Engine, D: Disk>(store: &Store<E, D>, op: u64) -> Result<[u8; 32], StoreError> {
-    let (at, digest) = store.digest()?;
-    assert_eq!(at, op, "the image moved on before its digest was taken");
-    Ok(digest.0)
+/// The digest; all damaged blocks are found on the way, and the first is the error.
+fn digest<E: Engine, D: Disk>(
+    store: &Store<E, D>,
+    op: u64,
+    damaged: &mut Vec<DamagedBlock>,
+) -> Result<[u8; 32], StoreError> {
+    let reader = store.reader()?;
+    assert_eq!(reader.op(), op, "the image moved on before its digest was taken");
+    let digest = reader.digest_but(&mut |block| {
+        if damaged.len() < DAMAGED_SHOWN_MAX {
+            damaged.push(block);
+        }
+        Ok(())
+    })?;
+    match damaged.first() {
+        Some(first) => Err((*first).into()),
+        None => Ok(digest.0),
+    }
 }
 
 /// Makes the image of a copy: that of an empty file system if the whole group is being formatted (`first`),
@@ -368,12 +506,13 @@ fn read_part<E: Engine, D: Disk>(
     store: &Store<E, D>,
     (place, enough): (&Place, usize),
     source: Option<Box<dyn PartSource>>,
+    damaged: &mut Vec<DamagedBlock>,
 ) -> Result<(Box<dyn PartSource>, Vec<u8>), StoreError> {
     let source = match source {
         Some(source) => source,
         None => Box::new(store.reader()?),
     };
-    let bytes = source.part(place, enough)?;
+    let bytes = source.part(place, enough, &mut |block| damaged.push(block))?;
     Ok((source, bytes))
 }
 

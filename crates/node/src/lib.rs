@@ -16,9 +16,11 @@ pub mod part;
 mod peers;
 mod rebuild;
 pub mod record;
+mod repair;
 mod serve;
 mod space;
 mod users;
+mod write_out;
 
 pub use api::*;
 pub use boot::{BootError, first_view};
@@ -28,6 +30,7 @@ pub use jobs::{ImageState, StoreDone, StoreJob, format_image, image_state};
 pub use node::Node;
 pub use offline::{Offline, RedoError};
 pub use record::change_in;
+pub use repair::BlockName;
 pub use space::{blocks_ahead, image_room};
 pub use users::LookedUp;
 

@@ -7,22 +7,24 @@
 use std::collections::VecDeque;
 
 use harp_fs::handle::Volume;
-use harp_fs::need::Need;
+use harp_fs::need::{Fetched, Need};
 use harp_fs::shadow::Shadow;
 use harp_log::{DiskCommand, DiskDone, Log, Ring, SlotFile};
 use harp_vr::{Action, LogFacts, Nanos, Op, Planted, Replica, ServerSet, View};
 use rustc_hash::FxHashMap;
 
-use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, Settings};
+use crate::api::{ConnId, Event, NodeStatus, Notice, Now, Output, RepairStatus, Settings};
 use crate::clients::ClientTable;
 use crate::gather::Gather;
 use crate::halt::Redo;
 use crate::jobs::{Done, Frozen, ImageState, RingBytes, StoreJob, Work};
 use crate::peers::PendingRead;
 use crate::rebuild::{Lent, Load};
+use crate::repair::Repair;
 use crate::serve::{Awaiting, Conn, Held, Waiting};
 use crate::space::Debits;
 use crate::users::Users;
+use crate::write_out::WriteOut;
 
 /// An idle log confirms its durable end within this time (rule 3).
 const MARK_NANOS: u64 = 10_000_000;
@@ -72,6 +74,7 @@ pub(crate) struct Copy {
     /// Learners for whom a part of the image is being read.
     pub reading_parts: ServerSet,
     pub lent: Vec<Lent>,
+    pub repair: Repair,
 }
 
 impl Copy {
@@ -141,6 +144,12 @@ pub struct Node {
     pub(crate) gather_until: Option<Nanos>,
     pub(crate) write_since: Option<Nanos>,
     pub(crate) mark_since: Option<Nanos>,
+    // Where records count in memory.
+    pub(crate) on_battery: bool,
+    /// Since when something is in memory alone.
+    pub(crate) behind_since: Option<Nanos>,
+    /// The log is being written out; nothing else happens any more.
+    pub(crate) write_out: Option<WriteOut>,
     pub(crate) adopting: Option<Adopting>,
     pub(crate) stage_wanted: Option<(Op, bool)>,
     pub(crate) last_write_end: harp_log::LogPos,
@@ -159,6 +168,8 @@ pub struct Node {
     pub(crate) redo: Option<Redo>,
     /// A lethal record was applied: nothing of this turn leaves.
     pub(crate) killed: bool,
+    /// What the start has to say.
+    pub(crate) remark: Option<String>,
 }
 
 /// A log on its way to a tag.
@@ -175,8 +186,8 @@ pub(crate) struct Adopting {
 impl Node {
     /// Feeds one event. Call [`Node::finish`] after the last event of a turn.
     pub fn step(&mut self, now: Now, event: Event<'_>, out: &mut Output) {
-        if self.failing && !matches!(event, Event::Disk(_)) {
-            return; // rule 8: it only waits for the view file to say so
+        if (self.failing || self.is_silent()) && !matches!(event, Event::Disk(_)) {
+            return; // it only waits for its disk
         }
         self.fed |= !matches!(event, Event::Tick | Event::Space { .. });
         match event {
@@ -189,6 +200,7 @@ impl Node {
             Event::Store(done) => self.on_store(now, done.0, out),
             Event::Groups { uid, answer } => self.on_groups(now, uid, answer, out),
             Event::Space { room } => self.on_space(room, out),
+            Event::Power(power) => self.on_power(power, out),
             Event::Verify { token } => {
                 if self.replica.is_serving() {
                     self.verify = Some(token);
@@ -202,14 +214,17 @@ impl Node {
 
     /// Ends a turn: applies, answers, seals the batch of records, speaks to the members.
     pub fn finish(&mut self, now: Now, out: &mut Output) {
-        if self.failing {
+        let remark = self.remark.take();
+        out.notices.extend(remark.map(|text| Notice::Remark { text }));
+        self.go_on_writing_out(out);
+        if self.failing || self.is_silent() {
             out.wake_at = now.steady.plus(self.settings.heartbeat);
             return;
         }
         if now.steady >= self.next_tick {
             self.next_tick = now.steady.plus(self.settings.heartbeat / 2);
             let stalled = self.write_since.map_or(0, |since| now.steady.since(since));
-            self.replica.on_stall(stalled);
+            self.replica.on_stall(if self.waits_for_disk() { stalled } else { 0 });
             self.replica.tick(now.steady, &mut self.actions);
             self.tend_lent(now);
             self.expire_look_ups(now, out);
@@ -234,6 +249,7 @@ impl Node {
         self.pace_checkpoint(now, out);
         self.complete_image(out);
         self.tend_shadow(out);
+        self.tend_repair(now, out);
         self.ask_store(out);
         self.replica.finish(&mut self.actions);
         self.carry_out(now, out);
@@ -344,6 +360,7 @@ impl Node {
                 let why = format!("there is no room for the log: {error}");
                 return out.notices.push(Notice::Fatal { why });
             }
+            DiskDone::Read { .. } if self.is_silent() => return,
             DiskDone::Read { token, at, bytes } => return self.on_read(token, at, bytes, out),
             DiskDone::Slot { file: SlotFile::View, sequence } if self.failing => {
                 if sequence == self.replica.persisting() && self.replica.durable().log_void {
@@ -353,6 +370,7 @@ impl Node {
                 return;
             }
             _ if self.failing => return,
+            DiskDone::Slot { file: SlotFile::View, .. } if self.is_silent() => return,
             DiskDone::Slot { file: SlotFile::View, sequence } => {
                 return self.replica.on_persisted(now.steady, sequence, &mut self.actions);
             }
@@ -364,7 +382,10 @@ impl Node {
             self.gather.on_written(now.steady, since);
         }
         let progress = self.log.on_disk(&done);
-        if progress.durable && !self.log_is_staged() {
+        if self.write_out.is_some() && self.on_written_out(progress, out) {
+            return;
+        }
+        if progress.durable && !self.log_is_staged() && !self.log.ring().outlives() {
             let durable = Op(self.log.current().durable());
             self.replica.on_durable(now.steady, durable);
         }
@@ -374,7 +395,7 @@ impl Node {
         {
             self.adopting = None;
             let body = self.log.current();
-            let (begin, end, durable) = (Op(body.begin()), Op(body.end()), Op(body.durable()));
+            let (begin, end, durable) = (Op(body.begin()), Op(body.end()), Op(self.log.held()));
             let facts = LogFacts { begin, end, durable };
             self.replica.on_tagged(adopting.view, facts, &mut self.actions);
         }
@@ -410,6 +431,10 @@ impl Node {
     /// Rule 8: nothing leaves any more, nor what this turn had to say before it heard of the failure.
     fn fall_silent(&mut self, out: &mut Output) {
         self.failing = true;
+        self.forget_what_leaves(out);
+    }
+
+    pub(crate) fn forget_what_leaves(&mut self, out: &mut Output) {
         self.actions.clear();
         out.frames.clear();
         out.replies.clear();
@@ -436,6 +461,9 @@ impl Node {
     }
 
     fn seal(&mut self, now: Now, out: &mut Output) {
+        if self.log.ring().outlives() {
+            return self.write_behind(now, out);
+        }
         let before = out.disk.len();
         let cp = self.replica.cp().0;
         self.gather_until = None;
@@ -581,15 +609,26 @@ impl Node {
     fn on_store(&mut self, now: Now, done: Done, out: &mut Output) {
         match done {
             Done::Fetched { id, fetched } => match fetched {
-                Ok(fetched) => self.on_fetched(id, fetched),
+                Ok((mut fetched, mut damaged)) => {
+                    if self.settings.planted == Some(Planted::DamageServed) {
+                        damaged.clear();
+                        fetched.iter_mut().for_each(Fetched::take_as_sound);
+                    }
+                    self.note_damage(now, &damaged, out);
+                    self.on_fetched(id, fetched);
+                }
                 Err(error) => self.store_failed(error.to_string(), out),
             },
             Done::NoRoom(frozen) => self.on_no_room(now, frozen, out),
-            Done::Checkpointed { op, result: Ok(()) } => self.on_checkpointed(now, op, out),
+            Done::Checkpointed { op, result: Ok(damaged) } => {
+                self.on_checkpointed(now, op, out);
+                self.repair_moved(damaged);
+            }
             Done::Checkpointed { result: Err(error), .. } => {
                 self.store_failed(error.to_string(), out)
             }
-            Done::Digested { op, result } => {
+            Done::Digested { op, result, damaged } => {
+                self.note_scrub(now, &damaged, out);
                 let copy = self.copy.as_mut().expect("only copies digest");
                 assert_eq!(copy.digesting.take(), Some(op), "a digest nobody asked for");
                 let digest = result.map_err(|e| e.to_string());
@@ -605,13 +644,21 @@ impl Node {
                 self.try_stage(now, out);
             }
             Done::PartRead(read) => self.on_part_read(now, read, out),
+            Done::BlockRead(read) => self.on_block_read(now, read, out),
+            Done::Examined { blocks, damaged: Ok(damaged) } => {
+                self.on_examined(now, &blocks, &damaged, out);
+            }
+            Done::Mended { remedies, result } => self.on_mended(now, &remedies, result, out),
             Done::Discarded(Ok(())) => self.on_discarded(now),
             Done::Loaded(Ok(loaded)) => self.on_loaded(now, loaded, out),
             Done::ImageCompleted(Ok(())) => self.on_image_completed(now, out),
             Done::Reloaded(Err(error))
             | Done::Discarded(Err(error))
             | Done::Loaded(Err(error))
-            | Done::ImageCompleted(Err(error)) => self.store_failed(error.to_string(), out),
+            | Done::ImageCompleted(Err(error))
+            | Done::Examined { damaged: Err(error), .. } => {
+                self.store_failed(error.to_string(), out)
+            }
         }
     }
 
@@ -665,7 +712,7 @@ impl Node {
         NodeStatus {
             me,
             role,
-            state: replica.state(),
+            state: if self.write_out.is_some() { "writing out".into() } else { replica.state() },
             promised: replica.promised(),
             formed: replica.formed(),
             members: replica.members(),
@@ -678,7 +725,12 @@ impl Node {
             lease_left: replica.lease_until().since(now.steady),
             serving: replica.is_serving(),
             log_bytes: self.log.used_disk_bytes(),
+            unwritten_bytes: match self.log.ring().outlives() {
+                true => self.log.unwritten_bytes(),
+                false => 0,
+            },
             digest: self.copy.as_ref().and_then(|c| c.digest.clone()),
+            repair: self.copy.as_ref().map_or_else(RepairStatus::default, |c| c.repair.status()),
         }
     }
 

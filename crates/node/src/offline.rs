@@ -122,9 +122,12 @@ impl<E: Engine, D: Disk> Offline<E, D> {
                 Planned::Record { .. } => unreachable!("a request that reads makes no record"),
                 Planned::Need => {
                     let reader = store.reader().map_err(unread)?;
-                    let image = Image { reader, partial: false };
+                    let image = Image::new(reader);
                     for need in needs {
                         shadow.fetched(need.fetch(&image)?);
+                    }
+                    if let Some(damaged) = image.damaged.into_inner().first() {
+                        return Err(unread((*damaged).into()));
                     }
                 }
             }

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use harp_store::{BLOCK_BYTES, Disk, Engine, Reader, StoreError, Stretch, Walk};
+use harp_store::{BLOCK_BYTES, DamagedBlock, Disk, Engine, Reader, StoreError, Stretch, Walk};
 
 use crate::clients::ROW_PREFIX;
 
@@ -188,8 +188,13 @@ pub trait PartSource: Send {
     fn op(&self) -> u64;
 
     /// The bytes of the part that begins at `place`; it ends at the first row or stretch that brings it to `enough`
-    /// bytes.
-    fn part(&self, place: &Place, enough: usize) -> Result<Vec<u8>, StoreError>;
+    /// bytes. Damaged blocks are told, and are in it as they were found.
+    fn part(
+        &self,
+        place: &Place,
+        enough: usize,
+        damaged: &mut dyn FnMut(DamagedBlock),
+    ) -> Result<Vec<u8>, StoreError>;
 }
 
 impl std::fmt::Debug for dyn PartSource {
@@ -203,7 +208,12 @@ impl<E: Engine, D: Disk> PartSource for Reader<E, D> {
         Reader::op(self)
     }
 
-    fn part(&self, place: &Place, enough: usize) -> Result<Vec<u8>, StoreError> {
+    fn part(
+        &self,
+        place: &Place,
+        enough: usize,
+        damaged: &mut dyn FnMut(DamagedBlock),
+    ) -> Result<Vec<u8>, StoreError> {
         let mut items = Items { bytes: Vec::new(), enough };
         let next = match place.section {
             Section::Clients => {
@@ -214,7 +224,7 @@ impl<E: Engine, D: Disk> PartSource for Reader<E, D> {
                 let ours = |key: &[u8]| key.first().is_some_and(|table| *table < ROW_PREFIX);
                 rows(self, place, Place::block(0, 0), &ours, &mut items)?
             }
-            Section::Blocks => blocks(self, place, &mut items)?,
+            Section::Blocks => blocks(self, place, &mut items, damaged)?,
             Section::End => place.clone(),
         };
         let mut bytes = vec![0; CRC_BYTES];
@@ -270,6 +280,7 @@ fn blocks<E: Engine, D: Disk>(
     image: &Reader<E, D>,
     place: &Place,
     items: &mut Items,
+    damaged: &mut dyn FnMut(DamagedBlock),
 ) -> Result<Place, StoreError> {
     let number = |at: usize| {
         let bytes = place.key.get(at..at + 8).and_then(|b| b.try_into().ok());
@@ -288,7 +299,10 @@ fn blocks<E: Engine, D: Disk>(
         crcs.for_each(|crc| out.extend_from_slice(&crc.to_le_bytes()));
         let at = out.len();
         out.resize(at + stretch.count as usize * BLOCK_BYTES, 0);
-        image.read_blocks(stretch.file, stretch.first, &mut out[at..])?;
+        image.read_blocks_but(stretch.file, stretch.first, &mut out[at..], &mut |block| {
+            damaged(block);
+            Ok(())
+        })?;
         Ok(Walk::On)
     })?;
     Ok(next)
@@ -401,6 +415,10 @@ mod tests {
         store
     }
 
+    fn part_of(reader: &Reader<MemEngine, MemDisk>, place: &Place) -> Vec<u8> {
+        reader.part(place, ENOUGH, &mut |damaged| panic!("{damaged}")).unwrap()
+    }
+
     #[test]
     fn parts_hand_over_every_row_and_block_once_but_the_configuration() {
         let reader = image().reader().unwrap();
@@ -409,7 +427,7 @@ mod tests {
             let mut bytes = Vec::new();
             place.write(&mut bytes);
             assert_eq!(Place::read(&bytes), Ok(place.clone()));
-            let part = Part::read(9, &place, &reader.part(&place, ENOUGH).unwrap()).unwrap();
+            let part = Part::read(9, &place, &part_of(&reader, &place)).unwrap();
             assert!(part.memory_bytes() < 2 * ENOUGH);
             rows +=
                 part.rows().filter(|(key, value)| value.len() == 1000 && key.len() == 5).count();
@@ -429,7 +447,7 @@ mod tests {
     fn a_part_with_any_byte_changed_or_missing_is_refused() {
         let reader = image().reader().unwrap();
         let place = Place::block(6, 800);
-        let bytes = reader.part(&place, ENOUGH).unwrap();
+        let bytes = part_of(&reader, &place);
         assert!(Part::read(9, &place, &bytes).is_ok());
         assert!(Part::read(9, &Place::block(6, 799), &bytes).is_err());
         for at in (0..bytes.len()).step_by(997) {

@@ -216,6 +216,8 @@ impl Node {
                 self.take_part(now, from, (part, op), records, out);
                 self.carry_out(now, out);
             }
+            Records::BlockWant { lb } => self.read_block(from, lb, records, out),
+            Records::BlockGrant { lb } => self.on_block_grant(now, from, lb, records, out),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use harp_store::StoreError;
+use harp_store::{DamagedBlock, StoreError};
 use harp_vr::{Message, Nanos, Op, PART_TIMEOUTS, ServerId, View};
 
 use crate::api::{Notice, Now, Output};
@@ -14,6 +14,7 @@ use crate::clients::ClientTable;
 use crate::jobs::{ImageState, StoreJob, Work};
 use crate::node::{Copy, Node};
 use crate::part::{Part, PartSource, Place, Section};
+use crate::repair::BlockName;
 
 /// So many parts, of the usual length, wait to be loaded at most before no more are asked for.
 const WAITING_PARTS: usize = 16;
@@ -87,6 +88,7 @@ pub(crate) struct PartRead {
     pub at_least: u64,
     pub result: Result<(Box<dyn PartSource>, Vec<u8>), StoreError>,
     pub section: Section,
+    pub damaged: Vec<DamagedBlock>,
 }
 
 impl Copy {
@@ -134,11 +136,23 @@ impl Node {
             Ok(read) => read,
             Err(error) if error.is_fatal() => return self.store_failed(error.to_string(), out),
             Err(error) => {
-                // What is damaged here may never be asked for by a client: no reason to stop serving.
+                // What is damaged here no client may ever ask for: no reason to stop serving.
                 let text = format!("{} cannot have a part of the image: {error}", read.to);
                 return out.notices.push(Notice::Remark { text });
             }
         };
+        let lost = copy.repair.lost();
+        let (given, mended): (Vec<DamagedBlock>, Vec<DamagedBlock>) =
+            read.damaged.iter().partition(|damaged| lost.contains(&BlockName::of(damaged)));
+        if !mended.is_empty() {
+            return self.note_damage(now, &mended, out); // it asks again
+        }
+        if !given.is_empty() {
+            // They stay damaged there, under the checksum of what they should be.
+            let (to, count) = (read.to, given.len());
+            let text = format!("{to} is given {count} damaged as they are: nobody has them");
+            out.notices.push(Notice::Remark { text });
+        }
         let op = source.op();
         if read.view != self.replica.formed() || !self.replica.is_normal() || op < read.at_least {
             return;
@@ -194,6 +208,7 @@ impl Node {
         let load = copy.load.as_mut().expect("an image is emptied to be loaded");
         load.discard_wanted = false;
         copy.halted = false;
+        copy.repair.forget();
         let clients = ClientTable::default();
         copy.stand_at(ImageState { lb: 0, clients, whole: false });
         self.replica.on_image_discarded(now.steady, &mut self.actions);

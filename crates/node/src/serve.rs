@@ -84,6 +84,8 @@ enum Lack {
     Fetch(u64),
     /// The groups of this user.
     Groups(u32),
+    /// A damaged block that is to come from another copy.
+    Mending,
 }
 
 /// What became of a call.
@@ -201,6 +203,11 @@ impl Node {
     fn wake(&mut self, is_there: impl Fn(Lack) -> bool) {
         let woken = self.waiting.iter_mut().filter(|waiting| is_there(waiting.lacks));
         woken.for_each(|waiting| waiting.lacks = Lack::Turn);
+    }
+
+    /// Damaged blocks were mended, or are lost: calls that need one are planned again.
+    pub(crate) fn wake_mended(&mut self) {
+        self.wake(|lacks| lacks == Lack::Mending);
     }
 
     pub(crate) fn on_groups(&mut self, now: Now, uid: u32, answer: LookedUp, out: &mut Output) {
@@ -387,8 +394,8 @@ impl Node {
         let modifying = nfs3::is_modifying(call.procedure);
         let effects_max = if modifying { effects_len_max(request) } else { 0 };
         let body_max = STAMP_BYTES + effects_max + REPLY_BYTES_MAX;
-        if modifying && self.log.room(2 * body_max as u64) != Room::Ok {
-            return Served::Again(Lack::Turn); // checkpoints make room
+        if modifying && (self.log.room(2 * body_max as u64) != Room::Ok || self.is_far_behind()) {
+            return Served::Again(Lack::Turn); // checkpoints make room, and writes
         }
         let touched = match request {
             // At both ends it may touch a block more.
@@ -436,6 +443,10 @@ impl Node {
         match planned {
             Planned::Need => {
                 assert!(self.needs.len() > needs_before, "a plan that lacks something names it");
+                if copy.repair.concerns(&self.needs[needs_before..]) {
+                    self.needs.truncate(needs_before);
+                    return Served::Again(Lack::Mending);
+                }
                 Served::Again(Lack::Fetch(self.next_fetch))
             }
             Planned::Answer { response, shows, failed_modification } => {

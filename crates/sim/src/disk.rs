@@ -51,6 +51,8 @@ pub struct SimLogDisk {
     /// (position, bytes) of the newest synced writes, oldest first.
     recent: Vec<(u64, u64)>,
     unsynced: Vec<(u64, u64)>,
+    /// What the pages of those writes held before, durably.
+    former: BTreeMap<u64, Page>,
     /// Segments that were in use are gone; known until both slots of a new head are written.
     lost: u8,
     /// Bytes written to the log so far.
@@ -79,6 +81,7 @@ impl SimLogDisk {
             failing: None,
             recent: Vec::new(),
             unsynced: Vec::new(),
+            former: BTreeMap::new(),
             bytes_written: 0,
         }
     }
@@ -186,9 +189,11 @@ impl SimLogDisk {
         self.files[SlotFile::View as usize] = None;
     }
 
-    /// All segments are gone: like those that were never written, they read as zeros.
-    pub fn lose_segments(&mut self) {
-        if self.segments.iter().any(Option::is_some) {
+    /// All segments are gone: like those that were never written, they read as zeros. Returns whether there were
+    /// any.
+    pub fn lose_segments(&mut self) -> bool {
+        let any = self.segments.iter().any(Option::is_some);
+        if any {
             self.lost = 2;
         }
         self.segments.iter_mut().for_each(|segment| *segment = None);
@@ -196,14 +201,55 @@ impl SimLogDisk {
         self.dirty.clear();
         self.recent.clear();
         self.unsynced.clear();
+        self.former.clear();
+        any
+    }
+
+    /// A write that was synced a while ago.
+    fn pick_flushed(&self, rng: &mut Rng) -> Option<(u64, u64)> {
+        let old = self.recent.len().checked_sub(LATER_SYNCED_MIN).filter(|old| *old > 0)?;
+        Some(self.recent[rng.below(old as u64) as usize])
+    }
+
+    /// A write that was synced a while ago never reached the medium. Returns whether there was one.
+    pub fn lose_flushed(&mut self, rng: &mut Rng) -> bool {
+        let Some(lost) = self.pick_flushed(rng) else { return false };
+        self.undo_flushed(lost);
+        true
+    }
+
+    /// The pages of a write hold again what they held before it.
+    fn undo_flushed(&mut self, (at, bytes): (u64, u64)) {
+        let first = self.page_of(at);
+        for page in first..first + bytes / PAGE_BYTES as u64 {
+            let before = self.former.remove(&page);
+            match before {
+                Some(before) => self.page(page).copy_from_slice(&before[..]),
+                None => self.page(page).fill(0),
+            }
+        }
+    }
+
+    /// A write that was synced a while ago went over another such one. Returns whether there were two.
+    pub fn misdirect_flushed(&mut self, rng: &mut Rng) -> bool {
+        let (Some(stray), Some(over)) = (self.pick_flushed(rng), self.pick_flushed(rng)) else {
+            return false;
+        };
+        if stray == over {
+            return false;
+        }
+        let (from, to) = (self.page_of(stray.0), self.page_of(over.0));
+        for page in 0..stray.1.min(over.1) / PAGE_BYTES as u64 {
+            let bytes = self.page(from + page).to_vec();
+            self.page(to + page).copy_from_slice(&bytes);
+        }
+        self.undo_flushed(stray);
+        true
     }
 
     /// Flips a bit in a write that was synced a while ago. Returns whether there was one.
     pub fn flip_flushed(&mut self, rng: &mut Rng) -> bool {
-        let Some(old) = self.recent.len().checked_sub(LATER_SYNCED_MIN).filter(|o| *o > 0) else {
-            return false;
-        };
-        let (at, _) = self.recent[rng.below(old as u64) as usize];
+        let Some((at, _)) = self.pick_flushed(rng) else { return false };
         let (segment, offset) = self.place(at);
         // The front of a write always holds a header or a record; its end may be padding.
         let byte = offset + rng.below(64) as usize;
@@ -280,7 +326,8 @@ impl LogDisk for SimLogDisk {
             return Err(error("syncing the log", EIO));
         }
         for page in std::mem::take(&mut self.dirty) {
-            self.spare.extend(self.undo.remove(&page));
+            let Some(before) = self.undo.remove(&page) else { continue };
+            self.spare.extend(self.former.insert(page, before));
         }
         for (at, bytes) in std::mem::take(&mut self.unsynced) {
             // What lay there before is no more.
@@ -293,7 +340,12 @@ impl LogDisk for SimLogDisk {
             self.recent.push((at, bytes));
         }
         let excess = self.recent.len().saturating_sub(RECENT_MAX);
-        self.recent.drain(..excess);
+        let old: Vec<(u64, u64)> = self.recent.drain(..excess).collect();
+        for (at, bytes) in old {
+            let first = self.page_of(at);
+            let pages = first..first + bytes / PAGE_BYTES as u64;
+            self.spare.extend(pages.filter_map(|page| self.former.remove(&page)));
+        }
         Ok(())
     }
 
@@ -381,6 +433,27 @@ mod tests {
         disk.lose_segments();
         assert_eq!(bytes(&mut disk, 0), 0);
         assert_eq!(bytes(&mut disk, SEGMENT), 0);
+    }
+
+    #[test]
+    fn a_lost_write_leaves_what_was_there_and_a_misdirected_one_hits_another() {
+        for misdirected in [false, true] {
+            let (mut disk, mut rng) = disk();
+            for number in (10..15).chain(20..25) {
+                disk.write(LogPos(4096 * (number % 10)), &[number as u8; 4096]).unwrap();
+                disk.sync().unwrap();
+            }
+            let mut strike = || match misdirected {
+                true => disk.misdirect_flushed(&mut rng),
+                false => disk.lose_flushed(&mut rng),
+            };
+            while !strike() {}
+            // The newest three are spared.
+            let now: Vec<u8> = (0..5).map(|page| bytes(&mut disk, 4096 * page)).collect();
+            let outcomes = if misdirected { [[10, 20], [21, 11]] } else { [[10, 21], [20, 11]] };
+            assert!(outcomes.iter().any(|first| now[..2] == first[..]), "{misdirected}: {now:?}");
+            assert_eq!(now[2..], [22, 23, 24]);
+        }
     }
 
     #[test]

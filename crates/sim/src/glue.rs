@@ -4,7 +4,7 @@
 
 use harp_node::fs::key::RootOwner;
 use harp_node::log::{Ring, SlotFile};
-use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Store};
+use harp_node::store::{Disk, Fuse, Limits, MemDisk, MemEngine, Reader, Store, Stretch, Walk};
 use harp_node::vr::{Durable, Envelope, Nanos, Room, ServerId, View};
 use harp_node::{
     BootError, ImageState, Node, Now, StoreDone, StoreJob, Suspects, blocks_ahead, change_in,
@@ -61,6 +61,52 @@ impl StoreHost {
     /// Loses power: unsynced sectors are old or new, as `rng` says.
     pub fn power_cut(&self, rng: &mut Rng) {
         self.disk.crash(&mut |_, _| rng.chance(500));
+    }
+
+    /// Damaged blocks of the image; `None` if it is not whole.
+    pub fn damage(&self) -> Option<usize> {
+        let reader = self.reader()?;
+        let mut damaged = 0;
+        let digest = reader.digest_but(&mut |_| {
+            damaged += 1;
+            Ok(())
+        });
+        digest.expect("only blocks are damaged");
+        Some(damaged)
+    }
+
+    /// Where the image's blocks lie.
+    pub fn used_blocks(&self) -> Vec<u64> {
+        let mut blocks = Vec::new();
+        let reader = self.reader().expect("an image that is whole");
+        let mut show = |stretch: Stretch, _: &mut dyn Iterator<Item = u32>| {
+            blocks.extend(stretch.position..stretch.position + stretch.count);
+            Ok(Walk::On)
+        };
+        reader.stretches((0, 0), &mut show).expect("a sound block map");
+        blocks
+    }
+
+    /// Flips a bit of a block on the medium.
+    pub fn flip(&self, position: u64, byte: usize) {
+        assert!(self.disk.flip(position, byte, 1), "no block is there");
+    }
+
+    /// Does something to a block on the medium; `other` may come to harm by it too.
+    pub fn damage_one(&self, position: u64, other: u64, rng: &mut Rng) {
+        match rng.below(4) {
+            0 => drop(self.disk.flip(position, rng.below(4096) as usize, 1 << rng.below(8))),
+            1 => drop(self.disk.lose_write(position)),
+            2 => drop(self.disk.misdirect(position, other)),
+            _ => self.disk.spoil(position),
+        }
+    }
+
+    /// The image as it is on the medium, if it is whole.
+    fn reader(&self) -> Option<Reader<MemEngine, MemDisk>> {
+        let opened = OpenStore::open(self.engine.clone(), self.disk.clone(), self.limits()).ok()?;
+        let reader = opened.store.reader().expect("a store that was just opened");
+        reader.complete().then_some(reader)
     }
 
     /// Blocks that the disk owns.

@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 
 use harp_node::log::{DiskCommand, DiskDone, DiskRunner, Ring};
 use harp_node::vr::{Nanos, ServerId};
-use harp_node::{ConnId, LookedUp, Node, Output, StoreDone, StoreJob, Suspects};
+use harp_node::{ConnId, LookedUp, Node, Output, Power, StoreDone, StoreJob, Suspects};
 
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
 use crate::glue::{OpenStore, StoreHost};
-use crate::profile::{Profile, RING_BYTES};
+use crate::profile::Profile;
 
 /// Store threads: fetches on the first, checkpoints and digests on the second.
 pub const LANES: usize = 2;
@@ -37,6 +37,8 @@ pub enum Incoming {
     Groups(u32, LookedUp),
     /// Time passed.
     Tick,
+    /// What the machine runs on changed.
+    Power(Power),
     /// The operator asks for a barrier.
     Verify(u64),
 }
@@ -117,8 +119,14 @@ pub struct Host {
     pub clock: Clock,
     /// What the last process left behind for the next one.
     pub suspects: Suspects,
-    /// Memory of the record ring.
+    /// Memory of the record ring. Where records count there it outlives the process, and not the machine.
     pub ring: Ring,
+    /// How many rings there were.
+    pub rings: u64,
+    /// Its process was told to write its log out; whether the machine goes off then.
+    pub ending: Option<bool>,
+    /// Its log was written out whole, and it did not start since.
+    pub written_out: bool,
     /// Disk commands take this many times longer.
     pub disk_slowness: u64,
     /// Turns take this many times longer.
@@ -140,7 +148,10 @@ impl Host {
             store: profile.shape.is_copy(id).then(|| StoreHost::new(profile.store_blocks)),
             clock,
             suspects: Suspects::default(),
-            ring: Ring::on_heap(RING_BYTES),
+            ring: profile.ring(id, 1),
+            rings: 1,
+            ending: None,
+            written_out: false,
             disk_slowness: 1,
             turn_slowness: 1,
             stays_down: false,

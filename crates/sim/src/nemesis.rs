@@ -58,9 +58,11 @@ pub enum Fault {
     WallClock,
     /// A server runs another version for a while, whose links the others refuse.
     OtherVersion,
+    /// Blocks of one copy's image are not what was written.
+    BlockDamage,
 }
 
-const ALL: [Fault; 19] = [
+const ALL: [Fault; 20] = [
     Fault::Partition,
     Fault::OneWay,
     Fault::Bridge,
@@ -80,6 +82,7 @@ const ALL: [Fault; 19] = [
     Fault::ClockRate,
     Fault::WallClock,
     Fault::OtherVersion,
+    Fault::BlockDamage,
 ];
 
 /// The classes of faults that a world knows.
@@ -154,6 +157,7 @@ enum Lasting {
     SlowDisk(ServerId),
     LethalRecord,
     OtherVersion(ServerId),
+    Battery(ServerId),
 }
 
 /// What the nemesis keeps.
@@ -203,6 +207,7 @@ impl World {
             Fault::MediaLoss => self.strike_media(server),
             Fault::ClockRate | Fault::WallClock => self.strike_clock(fault, server),
             Fault::OtherVersion => self.install_version(server),
+            Fault::BlockDamage => self.strike_blocks(server),
         }
         Ok(())
     }
@@ -259,6 +264,7 @@ impl World {
                 self.kill(server, false);
                 self.restart_later(server);
             }
+            Lasting::Battery(server) => self.on_battery(server, false),
         }
     }
 
@@ -318,6 +324,16 @@ impl World {
 
     fn strike_process(&mut self, fault: Fault, server: ServerId) {
         match fault {
+            Fault::Power | Fault::GroupPower if self.profile.is_ups() => {
+                let hit = match fault {
+                    Fault::Power => ServerSet::from_iter([server]),
+                    _ => self.all_servers(),
+                };
+                self.strike_power(hit, server);
+            }
+            Fault::Crash if self.profile.is_ups() && self.nemesis.rng.chance(200) => {
+                self.end(server, false);
+            }
             Fault::GroupPower => {
                 for server in self.all_servers().iter() {
                     self.kill(server, true);
@@ -331,6 +347,33 @@ impl World {
             }
             _ => {
                 self.kill(server, fault == Fault::Power);
+                self.restart_later(server);
+            }
+        }
+    }
+
+    /// The mains fail for machines with batteries. At most one log, that of `victim`, is lost, and only if the
+    /// group can bear it; the others' are written out in time, or the mains are back before that.
+    fn strike_power(&mut self, hit: ServerSet, victim: ServerId) {
+        let bearable = self.stands();
+        let rng = &mut self.nemesis.rng;
+        let (flaps, loses, torn) = (rng.chance(300), rng.chance(600), rng.chance(600));
+        let mean = *rng.pick(&[MILLI / 10, MILLI]);
+        let soon = rng.wait(mean);
+        for server in hit.iter() {
+            if flaps {
+                self.on_battery(server, true);
+                self.last(Lasting::Battery(server));
+            } else if server != victim || !loses || bearable.is_none() {
+                self.end(server, true);
+            } else if torn && self.hosts[server.index()].is_up() {
+                let (view, _) = bearable.expect("looked at above");
+                self.end(server, true);
+                self.observer.log_doubtful(server, view);
+                let life = self.hosts[server.index()].life;
+                self.queue.put(self.now + soon, Due::PowerOff { server, life });
+            } else {
+                self.kill(server, true);
                 self.restart_later(server);
             }
         }
@@ -448,13 +491,11 @@ impl World {
         if self.stands().is_none() {
             return; // the group could not bear it
         }
-        let how = *self.nemesis.rng.pick(&[
-            LogLoss::HeadGone,
-            LogLoss::HeadDamaged,
-            LogLoss::SegmentsGone,
-            LogLoss::BitFlipped,
-        ]);
-        let power = self.nemesis.rng.chance(500);
+        let how = *self.nemesis.rng.pick(&LogLoss::ALL);
+        // What is wrong on the disk does not matter while the log lies in memory; it would be forgotten here, and
+        // found long after.
+        let hidden = how.is_on_disk_alone() && self.profile.is_ups();
+        let power = self.nemesis.rng.chance(500) || hidden;
         self.kill(server, power);
         self.lose_log(server, how);
         self.restart_later(server);
@@ -465,7 +506,7 @@ impl World {
         let shape = self.profile.shape;
         let other_copy = members.iter().any(|member| member != server && shape.is_copy(member));
         let serves = self.serving().is_some_and(|serving| serving != server);
-        if !serves || !other_copy {
+        if !serves || !other_copy || self.any_damage() {
             return; // the group could not bear it
         }
         self.kill(server, true);
@@ -480,6 +521,37 @@ impl World {
             self.hosts[server.index()].disk.damage_file(SlotFile::View);
         }
         self.restart_later(server);
+    }
+
+    /// Blocks at rest change, at one copy, while every other one has a whole and sound image.
+    fn strike_blocks(&mut self, server: ServerId) {
+        let copies = self.profile.shape.copies().count() as u8;
+        let struck = ServerId(server.0 % copies);
+        let bears = |copy: ServerId| {
+            let host = self.hosts[copy.index()].store.as_ref().expect("copies have stores");
+            let whole = host.damage().is_some_and(|damaged| copy == struck || damaged == 0);
+            whole && !self.observer.needs_image(copy)
+        };
+        if !self.profile.shape.copies().all(bears) {
+            return; // the group could not bear it
+        }
+        let rng = &mut self.nemesis.rng;
+        let host = self.hosts[struck.index()].store.as_ref().expect("copies have stores");
+        let blocks = host.used_blocks();
+        if blocks.is_empty() {
+            return;
+        }
+        for _ in 0..rng.between(1, 6) {
+            host.damage_one(*rng.pick(&blocks), *rng.pick(&blocks), rng);
+        }
+        note!(self, "{struck} has {:?} damaged blocks", host.damage());
+    }
+
+    /// Whether a block of any copy is damaged.
+    pub(crate) fn any_damage(&self) -> bool {
+        let stores = self.hosts.iter().filter_map(|host| host.store.as_ref());
+        let mut damage = stores.map(|store| store.damage().unwrap_or(0));
+        self.profile.faults.contains(Fault::BlockDamage) && damage.any(|damaged| damaged > 0)
     }
 
     /// Faults are over: everything that lasts ends, everyone who is down starts.

@@ -17,11 +17,12 @@ use crate::network::Message;
 use crate::properties::linearizable::{self, Window};
 use crate::properties::{
     Pulse, Verdict, Violation, acknowledged_kept::AcknowledgedKept, apply_bound::ApplyBound,
-    durable_views::DurableViews, equal_images::EqualImages, executed_once::ExecutedOnce,
-    failed_disk_stops::FailedDiskStops, glb_bound::GlbBound, held_by_members::HeldByMembers,
-    log_survives::LogSurvives, longest_log::LongestLog, no_loop::NoLoop, one_history::OneHistory,
-    one_lease::OneLease, one_primary::OnePrimary, pointer_order, refusals::Refusals,
-    view_complete::ViewComplete, votes::Votes, witness_keeps_log::WitnessKeepsLog,
+    durable_views::DurableViews, ending_is_silent::EndingIsSilent, equal_images::EqualImages,
+    executed_once::ExecutedOnce, failed_disk_stops::FailedDiskStops, glb_bound::GlbBound,
+    held_by_members::HeldByMembers, log_survives::LogSurvives, longest_log::LongestLog,
+    no_loop::NoLoop, one_history::OneHistory, one_lease::OneLease, one_primary::OnePrimary,
+    pointer_order, refusals::Refusals, view_complete::ViewComplete, votes::Votes,
+    witness_keeps_log::WitnessKeepsLog,
 };
 
 /// Transaction ids are request numbers above this.
@@ -102,6 +103,8 @@ pub struct Observer {
     pub images: EqualImages,
     /// Property 17.
     pub failed_disk: FailedDiskStops,
+    /// Rule 3, of a log that is written out.
+    pub ending: EndingIsSilent,
     /// Rule 2 (c).
     pub longest_log: LongestLog,
     /// Property 9.
@@ -143,6 +146,7 @@ impl Observer {
             history: OneHistory::default(),
             images: EqualImages::default(),
             failed_disk: FailedDiskStops::default(),
+            ending: EndingIsSilent::default(),
             longest_log: LongestLog::default(),
             votes: Votes::default(),
             no_loop: NoLoop::default(),
@@ -314,6 +318,11 @@ impl Observer {
         Ok(first)
     }
 
+    /// Whether a committed change says that this copy has no image.
+    pub fn needs_image(&self, copy: ServerId) -> bool {
+        self.needs_image.contains(copy)
+    }
+
     /// Committed changes say which copies GLB does not count.
     fn change_configuration(&mut self, change: Option<ConfigurationChange>) {
         match change {
@@ -346,6 +355,7 @@ impl Observer {
             self.turn_committed(pulse)?;
         }
         self.failed_disk.turn_ended(pulse.server);
+        self.ending.turn_ended(pulse.server);
         let fresh = std::mem::take(&mut self.fresh);
         let outcome = fresh.iter().try_for_each(|record| self.execute(record));
         self.fresh = fresh;

@@ -2,12 +2,12 @@
 //! Owns: the state of disks after an end at any moment, and the damage done to them on purpose.
 //! Never: takes away what a disk promised to keep, but where a fault says so.
 
-use harp_node::Suspects;
 use harp_node::log::{DiskCommand, SlotFile};
 use harp_node::vr::ServerId;
+use harp_node::{Power, Suspects};
 
 use crate::glue;
-use crate::host::Process;
+use crate::host::{Incoming, Process};
 use crate::profile::MILLI;
 use crate::queue::Due;
 use crate::rng::Rng;
@@ -24,6 +24,27 @@ pub enum LogLoss {
     SegmentsGone,
     /// A bit flipped in a batch that was flushed.
     BitFlipped,
+    /// A batch that was flushed never reached the medium.
+    WriteLost,
+    /// A batch that was flushed went over another one.
+    WriteMisdirected,
+}
+
+impl LogLoss {
+    /// All of them.
+    pub const ALL: [LogLoss; 6] = [
+        LogLoss::HeadGone,
+        LogLoss::HeadDamaged,
+        LogLoss::SegmentsGone,
+        LogLoss::BitFlipped,
+        LogLoss::WriteLost,
+        LogLoss::WriteMisdirected,
+    ];
+
+    /// Whether nobody looks at what it damages while the log lies in memory.
+    pub fn is_on_disk_alone(self) -> bool {
+        matches!(self, LogLoss::BitFlipped | LogLoss::WriteLost | LogLoss::WriteMisdirected)
+    }
 }
 
 impl World {
@@ -31,6 +52,20 @@ impl World {
     pub fn kill(&mut self, server: ServerId, power: bool) {
         self.observer.no_loop.ended_otherwise(server);
         self.crash(server, power);
+    }
+
+    /// A server's process ends in the middle of the long store job under way, after so many steps of it.
+    pub fn crash_in_job(&mut self, server: ServerId, steps: u64) {
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it is up");
+        let job = process.lanes[1].pop_front().expect("a job is under way");
+        let (store, store_host) = (process.store.as_ref(), host.store.as_ref());
+        let (store, store_host) = store.zip(store_host).expect("a copy has a store");
+        store_host.fuse.arm(steps);
+        let _ = glue::run_job(job, store, &host.ring);
+        process.lanes[1].clear();
+        store_host.fuse.reset();
+        self.kill(server, false);
     }
 
     /// A server's process ends where it stands. With `power`, its machine loses power as well.
@@ -44,6 +79,9 @@ impl World {
             self.observer.ended(server);
             note!(self, "{server} {}", if power { "loses power" } else { "crashes" });
         }
+        if power {
+            self.lose_memory(server);
+        }
         let host = &mut self.hosts[server.index()];
         if power {
             host.suspects = Suspects::default(); // was never synced
@@ -56,6 +94,39 @@ impl World {
             self.supervisor.serving = None;
         }
         self.reset_all(server);
+    }
+
+    /// What the machine had in memory is gone; with it the log, if its records counted there and it was not
+    /// written out.
+    pub(crate) fn lose_memory(&mut self, server: ServerId) {
+        if !self.profile.is_ups() {
+            return;
+        }
+        let host = &mut self.hosts[server.index()];
+        host.rings += 1;
+        host.ring = self.profile.ring(server, host.rings);
+        let Some(durable) = glue::view_file(&host.disk) else { return };
+        // A disk that no process has started from yet knows no memory.
+        match host.ending {
+            _ if host.written_out || durable.memory == 0 => {}
+            Some(_) => self.observer.log_doubtful(server, durable.formed),
+            None => self.observer.log_damaged(server, durable.formed),
+        }
+    }
+
+    /// The process of `server` is told to write its log out, and to end. `off`: then the machine goes off.
+    pub fn end(&mut self, server: ServerId, off: bool) {
+        let host = &mut self.hosts[server.index()];
+        if host.is_up() && host.ending.is_none() {
+            host.ending = Some(off);
+            self.deliver(server, Incoming::Power(Power::Ending));
+        }
+    }
+
+    /// The machine of `server` goes over to its battery, or back to the mains.
+    pub fn on_battery(&mut self, server: ServerId, battery: bool) {
+        let power = if battery { Power::Battery } else { Power::Mains };
+        self.deliver(server, Incoming::Power(power));
     }
 
     /// An ended process starts again after a while.
@@ -78,20 +149,31 @@ impl World {
     pub fn lose_log(&mut self, server: ServerId, how: LogLoss) -> bool {
         let host = &mut self.hosts[server.index()];
         assert!(!host.is_up(), "{server} is up");
-        match how {
-            LogLoss::HeadGone => host.disk.lose_head(),
-            LogLoss::HeadDamaged => host.disk.damage_file(SlotFile::LogHead),
-            LogLoss::SegmentsGone => host.disk.lose_segments(),
-            LogLoss::BitFlipped => {
-                if !host.disk.flip_flushed(&mut self.streams.disk) {
-                    return false;
-                }
+        let rng = &mut self.streams.disk;
+        let aimed = match how {
+            LogLoss::HeadGone => {
+                host.disk.lose_head();
+                None
             }
+            LogLoss::HeadDamaged => {
+                host.disk.damage_file(SlotFile::LogHead);
+                None
+            }
+            LogLoss::SegmentsGone => {
+                // In memory alone nothing is there to lose.
+                Some(host.disk.lose_segments() || !self.profile.is_ups())
+            }
+            LogLoss::BitFlipped => Some(host.disk.flip_flushed(rng)),
+            LogLoss::WriteLost => Some(host.disk.lose_flushed(rng)),
+            LogLoss::WriteMisdirected => Some(host.disk.misdirect_flushed(rng)),
+        };
+        if aimed == Some(false) {
+            return false;
         }
         let formed = glue::view_file(&host.disk).map(|durable| durable.formed).unwrap_or_default();
         note!(self, "{server} loses its log: {how:?}");
-        // A flipped bit may lie below the log's begin, where nobody reads it.
-        if how != LogLoss::BitFlipped {
+        // What was aimed at a batch may lie below the log's begin, where nobody reads it.
+        if aimed.is_none() {
             self.observer.log_damaged(server, formed);
         } else {
             self.observer.log_doubtful(server, formed);

@@ -6,6 +6,7 @@
 //! Times are a tenth of a deployment's, so that a few thousand operations see many failovers.
 
 use harp_node::fs::atime::AccessTimes;
+use harp_node::log::{MemoryTie, Ring};
 use harp_node::vr::{Planted, ServerId, Shape};
 use harp_node::{Durability, Export, GroupSource, Settings};
 
@@ -179,6 +180,8 @@ pub struct Profile {
     pub user: u32,
     /// Mean of a look-up in the user database.
     pub look_up_mean: u64,
+    /// Where records count as held.
+    pub durability: Durability,
     image_part_bytes: usize,
     cache_bytes: u64,
     access_times: AccessTimes,
@@ -222,6 +225,7 @@ impl Profile {
             groups: GroupSource::Client,
             user: 0,
             look_up_mean: 200 * MICRO,
+            durability: Durability::Disk,
             image_part_bytes: 4 << 10,
             cache_bytes: 256 << 10,
             access_times: AccessTimes::Relative,
@@ -255,6 +259,9 @@ impl Profile {
             // Root's groups are not looked up.
             (profile.groups, profile.user) = (GroupSource::Server, 1000);
             profile.look_up_mean *= *rng.pick(&[1, 100]);
+        }
+        if rng.chance(333) {
+            profile.durability = Durability::Ups;
         }
         profile
     }
@@ -301,7 +308,7 @@ impl Profile {
             me,
             group: key(),
             handle_key: key(),
-            durability: Durability::Disk,
+            durability: self.durability,
             heartbeat: self.heartbeat,
             failure_timeout: self.failure_timeout,
             lease: self.lease,
@@ -318,6 +325,22 @@ impl Profile {
             lethal_xid: self.lethal_request.map(crate::observer::xid_of),
             planted: self.wish.planted,
         }
+    }
+
+    /// Whether records count in memory.
+    pub fn is_ups(&self) -> bool {
+        self.durability == Durability::Ups
+    }
+
+    /// Memory for the ring of `server`, the `count`th of its machine: as good as new.
+    pub fn ring(&self, server: ServerId, count: u64) -> Ring {
+        if !self.is_ups() {
+            return Ring::on_heap(RING_BYTES);
+        }
+        let mut boot = [0; 16];
+        boot[..8].copy_from_slice(&count.to_le_bytes());
+        let tie = MemoryTie { boot, group: self.settings(server).group, server: server.0, disk: 0 };
+        Ring::outliving_on_heap(RING_BYTES, count, &tie)
     }
 
     /// An empty log disk for one server.

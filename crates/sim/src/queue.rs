@@ -79,6 +79,13 @@ pub enum Due {
         /// Its place.
         slot: u32,
     },
+    /// A machine goes off, whatever its process is about.
+    PowerOff {
+        /// Which server's.
+        server: ServerId,
+        /// Of which of its processes; void if that ended.
+        life: u32,
+    },
     /// A process starts (again).
     Start {
         /// Which server's.

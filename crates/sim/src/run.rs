@@ -16,6 +16,8 @@ const FAULTS_MAX: u64 = 30 * SECOND;
 const HEALING_MAX: u64 = 20 * SECOND;
 /// A barrier or a digest may take this long.
 const BARRIER_MAX: u64 = 5 * SECOND;
+/// Times that all images are digested until no block is damaged any more.
+const SCRUBS_MAX: u64 = 10;
 /// Bytes that one READ of the reckoning asks for.
 const READ_BYTES: u64 = 64 << 10;
 
@@ -168,6 +170,10 @@ fn states(world: &World) -> String {
 /// Compares the copies' images, and every file and directory with the model.
 fn reckon(world: &mut World) -> Verdict {
     compare_images(world)?;
+    if world.blocks_lost {
+        return Ok(());
+    }
+    world.observer.model.may_lose_blocks = false;
     let objects: Vec<_> = world.observer.model.live().collect();
     for ino in objects {
         if world.observer.model.handle(ino).is_none() {
@@ -190,7 +196,11 @@ fn reckon(world: &mut World) -> Verdict {
 
 fn compare_images(world: &mut World) -> Verdict {
     let copies = world.profile.shape.copies().count() as u32;
-    for token in 1..=3 {
+    let mut patience = 3;
+    for token in 1.. {
+        if token > patience {
+            break;
+        }
         let Some(primary) = world.serving() else {
             world.run_until(world.now + BARRIER_MAX, |world| world.serving().is_some())?;
             continue;
@@ -200,12 +210,29 @@ fn compare_images(world: &mut World) -> Verdict {
         world.run_until(limit, |world| world.barrier.is_some_and(|(t, _)| t == token))?;
         if let Some((answered, Some(op))) = world.barrier
             && answered == token
-            && world.run_until(limit, |world| world.observer.images.count(op) == copies)?
+            && world.run_until(limit, |world| {
+                let images = &world.observer.images;
+                images.count(op) + images.damaged(op) == copies
+            })?
         {
-            return Ok(());
+            if world.observer.images.damaged(op) == 0 || world.blocks_lost {
+                return Ok(());
+            }
+            // Once all are mended, all are compared again.
+            patience = SCRUBS_MAX;
+            world.run_until(limit, |world| !is_mending(world))?;
         }
     }
     Err(stuck(format!("the copies do not digest their images; {}", states(world))))
+}
+
+/// Whether a copy still waits for damaged blocks.
+fn is_mending(world: &World) -> bool {
+    world.hosts.iter().any(|host| {
+        let now = host.clock.read(world.now);
+        let status = host.process.as_ref().map(|process| process.node.status(now).repair);
+        status.is_some_and(|repair| repair.damaged + repair.lost > 0)
+    })
 }
 
 impl World {

@@ -59,6 +59,8 @@ pub enum Kind {
     Past,
     ImageWant,
     ImagePart,
+    BlockWant,
+    BlockGrant,
 }
 
 /// What kind a message is.
@@ -78,6 +80,8 @@ pub fn kind(said: &Said) -> Kind {
         Said::Past { .. } => Kind::Past,
         Said::ImageWant { .. } => Kind::ImageWant,
         Said::ImagePart { .. } => Kind::ImagePart,
+        Said::BlockWant { .. } => Kind::BlockWant,
+        Said::BlockGrant { .. } => Kind::BlockGrant,
     }
 }
 
@@ -85,6 +89,13 @@ impl Stage {
     /// A freshly formatted group, with its first view formed and a client mounted.
     pub fn new(n: u8) -> Stage {
         Stage::unformed(n).formed()
+    }
+
+    /// The same with records that count in memory.
+    pub fn with_ups(n: u8) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.durability = harp_node::Durability::Ups;
+        Stage::of(profile).formed()
     }
 
     /// The same with stores that can grow to so many blocks.

@@ -4,12 +4,13 @@
 //! Invariant: outputs leave when the turn ends; a process that dies there lets a first part go.
 
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
-use harp_node::vr::{Message, Op, ServerId};
+use harp_node::vr::{ConfigurationChange, Message, Op, ServerId};
 use harp_node::wire::record::{self, Split};
-use harp_node::{Event, LookedUp, Notice, Now, Output, StoreJob};
+use harp_node::{Event, LookedUp, Notice, Now, Output, Power, StoreJob};
 
 use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
+use crate::nemesis::Fault;
 use crate::profile::{MICRO, SECOND};
 use crate::properties::{Pulse, Verdict, Violation};
 use crate::queue::Due;
@@ -100,6 +101,12 @@ impl World {
                 Incoming::Groups(uid, answer) => {
                     node.step(now, Event::Groups { uid, answer }, out);
                 }
+                Incoming::Power(power) => {
+                    if power == Power::Ending {
+                        self.observer.ending.told(server, self.hosts[server.index()].life);
+                    }
+                    node.step(now, Event::Power(power), out);
+                }
                 Incoming::Verify(token) => node.step(now, Event::Verify { token }, out),
                 Incoming::Frame(slot) => {
                     let message = self.mail.get(slot);
@@ -137,10 +144,12 @@ impl World {
         // primary may commit, answer, and leave its view in one turn.
         let led = self.observer.led(&pulse) && answers;
         let counted = if pulse.normal || led { pulse.cp } else { process.counted };
+        let mut given_up = false;
         for op in process.counted + 1..=counted {
             if let Some(record) = glue::committed(&process.node, op)
                 && self.observer.counts_committed(server, record)?
             {
+                given_up |= matches!(record.change, Some(ConfigurationChange::NeedsImage { .. }));
                 let number = record.xid.and_then(|xid| self.observer.number_of(xid));
                 note!(self, "op {op} commits at {server}: request {number:?}");
             }
@@ -149,6 +158,10 @@ impl World {
         process.cp = pulse.cp;
         let whole = process.node.replica().has_image();
         process.images = (process.images.1, whole.then_some(pulse.lb));
+        if given_up && self.any_damage() {
+            note!(self, "an image is given up while blocks of another one are damaged");
+            self.blocks_lost = true;
+        }
         self.observer.turn_ended(&pulse)?;
         Ok(pulse)
     }
@@ -207,14 +220,19 @@ impl World {
         out.notices = notices;
         if dies || ends {
             note!(self, "{server} dies at the end of a turn");
-            let process = self.hosts[server.index()].process.as_ref().expect("it lives");
+            let host = &self.hosts[server.index()];
+            let machine_ends = host.written_out && host.ending == Some(true);
+            let process = host.process.as_ref().expect("it lives");
             if process.node.died_of_record() {
                 self.observer.no_loop.died(server)?;
                 self.lethal_record_struck();
             } else {
                 self.observer.no_loop.ended_otherwise(server);
             }
-            self.crash(server, false);
+            self.crash(server, machine_ends);
+            if self.hosts[server.index()].written_out {
+                self.lose_memory(server);
+            }
             self.restart_later(server);
         }
         Ok(())
@@ -254,7 +272,9 @@ impl World {
         if let Message::Promise { view, report } = envelope.message {
             kept.report = Some((view, report));
         }
-        self.observer.failed_disk.sent(from, self.hosts[from.index()].life, &envelope)?;
+        let life = self.hosts[from.index()].life;
+        self.observer.failed_disk.sent(from, life, &envelope)?;
+        self.observer.ending.sent(from, life, &envelope)?;
         note!(self, "{from} -> {to} {bytes} bytes {}", words(&envelope.message));
         match self.filter.as_mut().map_or(Fate::Pass, |f| f(self.mail.get(slot), &envelope)) {
             Fate::Hold => {
@@ -337,9 +357,14 @@ impl World {
                 Notice::Stopped { view } => self.serves_no_longer(server, *view),
                 Notice::Barrier { token, op } => self.barrier = Some((*token, *op)),
                 Notice::Digest { op, digest } => {
-                    self.observer.images.digested(server, *op, digest)?;
+                    let damage = self.profile.faults.contains(Fault::BlockDamage);
+                    self.observer.images.digested(server, *op, digest, damage)?;
                 }
                 Notice::Fatal { .. } => ends = true,
+                Notice::WrittenOut { .. } => {
+                    self.hosts[server.index()].written_out = true;
+                    ends = true;
+                }
                 Notice::Formed { primary, .. } => {
                     self.observer.counts.views += (*primary == server) as u64;
                 }
@@ -390,8 +415,9 @@ impl World {
             self.observer.view_written(server, &durable)?;
         }
         if let DiskDone::Failed { read: false, .. } = done {
-            let formed = self.durable(server).map(|durable| durable.formed);
-            self.observer.log_doubtful(server, formed.unwrap_or_default());
+            // A view may be formed in memory whose view file is written behind the failure.
+            let formed = process.node.replica().formed();
+            self.observer.log_doubtful(server, formed);
         }
         self.deliver(server, Incoming::Disk(done));
         self.start_command(server, self.now);

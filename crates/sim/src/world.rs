@@ -11,7 +11,7 @@ use crate::connections::{Connection, Supervisor};
 use crate::glue;
 use crate::hash::Running;
 use crate::host::{Host, Incoming, Process};
-use crate::nemesis::Nemesis;
+use crate::nemesis::{Fault, Nemesis};
 use crate::network::{MailRoom, Message, Network};
 use crate::observer::Observer;
 use crate::profile::{MILLI, Profile, SECOND, Wish};
@@ -81,6 +81,8 @@ pub struct World {
     /// Look-ups of these users hang.
     pub silent_users: Vec<u32>,
     pub(crate) buffers: Vec<Vec<u8>>,
+    /// A copy's image was given up while another one's had damaged blocks: more than the design rides out.
+    pub(crate) blocks_lost: bool,
     /// The barrier that the primary answered last, by token.
     pub(crate) barrier: Option<(u64, Option<u64>)>,
 }
@@ -139,11 +141,13 @@ impl World {
             held: Vec::new(),
             silent_users: Vec::new(),
             buffers: Vec::new(),
+            blocks_lost: false,
             barrier: None,
             profile,
         };
         world.observer.model.may_run_out = world.profile.may_run_out();
         world.observer.model.owner = world.profile.user;
+        world.observer.model.may_lose_blocks = world.profile.faults.contains(Fault::BlockDamage);
         world.form_up();
         world
     }
@@ -267,6 +271,13 @@ impl World {
                 if wanted { self.start(server) } else { Ok(()) }
             }
             // What belonged to an ended process is void.
+            Due::PowerOff { server, life } => {
+                if self.lives(server, life) {
+                    self.kill(server, true);
+                    self.restart_later(server);
+                }
+                Ok(())
+            }
             Due::Turn { .. }
             | Due::Wake { .. }
             | Due::DiskDone { .. }
@@ -335,6 +346,7 @@ impl World {
         };
         let host = &mut self.hosts[server.index()];
         host.life += 1;
+        (host.ending, host.written_out) = (None, false);
         host.process = Some(Process::new(booted.node, booted.store, self.now));
         note!(self, "{server} starts");
         self.saw_view_file(server)?;

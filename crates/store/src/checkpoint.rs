@@ -33,7 +33,8 @@ pub struct Cut {
 pub enum Content<'d> {
     /// These bytes.
     Data(&'d Block),
-    /// These bytes, whose checksum (`block_crc`) is known already and is taken on trust.
+    /// These bytes, under a checksum that is taken on trust: theirs, known already; or that of the bytes which
+    /// should be here, and the block stays damaged until somebody has them.
     Checked(&'d Block, u32),
     /// What was written to a reserved block earlier, with its checksum.
     Placed {
@@ -151,31 +152,6 @@ impl<E: Engine, D: Disk> Store<E, D> {
         assert!(checkpoint.cuts.is_sorted_by(|a, b| a.file < b.file), "cuts out of order");
         let commit = Commit { complete: self.complete(), moves: true, checkpoint };
         self.shared.note(commit.run(&self.shared, &mut writer))
-    }
-
-    /// Writes a damaged block anew, elsewhere, with bytes that another copy holds. The op stays.
-    ///
-    /// Errors: `NotTheBlock` if the image wants other bytes there now, going by the checksum.
-    pub fn mend(&self, file: u64, block: u64, data: &Block) -> Result<(), StoreError> {
-        let mut writer = self.shared.writer();
-        let crc = block_crc(data);
-        let reader = self.reader()?;
-        if reader.block_crc(file, block)? != Some(crc) {
-            return Err(StoreError::NotTheBlock);
-        }
-        let (op, complete) = (reader.op(), reader.complete());
-        drop(reader);
-        let write = BlockWrite { file, block, content: Content::Checked(data, crc) };
-        let checkpoint = Checkpoint {
-            op,
-            cuts: &[],
-            metadata: &mut |_| Ok(()),
-            blocks: &mut std::iter::once(write),
-            pause: &|| (),
-        };
-        let commit = Commit { complete, moves: false, checkpoint };
-        self.shared.note(commit.run(&self.shared, &mut writer))?;
-        Ok(())
     }
 }
 

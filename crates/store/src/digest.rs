@@ -4,13 +4,12 @@
 //! Invariant: equal digests at equal ops mean equal metadata and equal file data.
 //! Source: README.md, `harp verify`.
 
-use crate::reader::check;
-use crate::runs::{Apart, Mark, Span, parse_run};
+use crate::reader::{ShowDamaged, read_span};
+use crate::runs::{Apart, Mark, parse_run};
 use crate::seal;
 use crate::space::{PAGE_BLOCKS, PAGE_BYTES};
 use crate::{
     BLOCK_BYTES, Damage, Disk, Engine, Extent, Reader, Snapshot, Store, StoreError, Table, Walk,
-    block_crc,
 };
 use sha2::{Digest as _, Sha256};
 use std::fmt;
@@ -62,6 +61,11 @@ impl<E: Engine, D: Disk> Reader<E, D> {
     ///
     /// Errors: `Damaged` at the first damage.
     pub fn digest(&self) -> Result<Digest, StoreError> {
+        self.digest_but(&mut |damaged| Err(damaged.into()))
+    }
+
+    /// The same, showing damaged blocks until `damaged` fails. With any of them the result means nothing.
+    pub fn digest_but(&self, damaged: &mut ShowDamaged<'_>) -> Result<Digest, StoreError> {
         let mut hash = Sha256::new();
         let mut entries = 0u64;
         self.scan(&[], usize::MAX, &mut |key, value| {
@@ -77,8 +81,7 @@ impl<E: Engine, D: Disk> Reader<E, D> {
         let mut data = Vec::new();
         self.visible_spans((0, 0), &mut |span, crcs| {
             data.resize(span.count as usize * BLOCK_BYTES, 0);
-            self.disk().read(span.position, &mut data)?;
-            check(&span, crcs, &data)?;
+            read_span(self.disk(), &span, crcs, &mut data, damaged)?;
             for (index, block) in (0..).zip(data.as_chunks::<BLOCK_BYTES>().0) {
                 if *block != [0; BLOCK_BYTES] {
                     hash.update(span.file.to_le_bytes());
@@ -216,32 +219,19 @@ impl<'r, D: Disk> Scrub<'r, D> {
             return Err(Damage::Missing { what: "a data segment in use" }.into());
         }
         self.data.resize(span.count as usize * BLOCK_BYTES, 0);
-        self.disk.read(span.position, &mut self.data)?;
         self.report.blocks += span.count;
-        for damage in damaged_blocks(&span, crcs.iter(), &self.data) {
-            self.report.damaged += 1;
-            show(damage);
-        }
+        let report = &mut self.report;
+        read_span(self.disk, &span, &mut crcs.iter(), &mut self.data, &mut |damaged| {
+            report.damaged += 1;
+            show(Damage::Block(damaged));
+            Ok(())
+        })?;
         if self.mapped.add(span.extent()) {
             Ok(())
         } else {
             Err(Damage::Contradiction { what: "two runs of the block map share a block" }.into())
         }
     }
-}
-
-/// The blocks of a run in `data` whose checksums do not match.
-fn damaged_blocks(
-    span: &Span,
-    crcs: impl Iterator<Item = u32>,
-    data: &[u8],
-) -> impl Iterator<Item = Damage> {
-    let blocks = (0..).zip(data.as_chunks::<BLOCK_BYTES>().0.iter().zip(crcs));
-    let wrong = blocks.filter(|(_, (block, crc))| block_crc(block) != *crc);
-    wrong.map(|(index, _)| {
-        let position = span.position + index;
-        Damage::Block { file: span.file, block: span.first + index, position }
-    })
 }
 
 /// Blocks seen in use.

@@ -7,6 +7,26 @@
 use std::fmt;
 use std::io;
 
+/// A block of file data that is not what the block map says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DamagedBlock {
+    /// The file's number.
+    pub file: u64,
+    /// The block's index in the file.
+    pub block: u64,
+    /// Where it lies in the data segments, in blocks.
+    pub position: u64,
+    /// The checksum of what it should hold.
+    pub crc: u32,
+}
+
+impl fmt::Display for DamagedBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DamagedBlock { file, block, position, .. } = self;
+        write!(f, "damaged block {block} of file {file} at position {position}")
+    }
+}
+
 /// What was found not to be as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Damage {
@@ -17,15 +37,8 @@ pub enum Damage {
         /// The whole key.
         key: Vec<u8>,
     },
-    /// A 4 KiB block of file data does not match the checksum in the block map.
-    Block {
-        /// The file's number.
-        file: u64,
-        /// The block's index in the file.
-        block: u64,
-        /// Where it lies in the data segments, in blocks.
-        position: u64,
-    },
+    /// A 4 KiB block of file data does not match the checksum in the block map, or cannot be read.
+    Block(DamagedBlock),
     /// Something that must be there is not: a segment, a head, a table.
     Missing {
         /// What is missing.
@@ -45,9 +58,7 @@ impl fmt::Display for Damage {
                 write!(f, "damaged value in table {table} under key ")?;
                 key.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }
-            Damage::Block { file, block, position } => {
-                write!(f, "damaged block {block} of file {file} at position {position}")
-            }
+            Damage::Block(damaged) => damaged.fmt(f),
             Damage::Missing { what } => write!(f, "missing: {what}"),
             Damage::Contradiction { what } => write!(f, "contradiction: {what}"),
         }
@@ -90,8 +101,6 @@ pub enum StoreError {
         /// The version found.
         found: u32,
     },
-    /// The block offered for mending is not the one the image wants there now.
-    NotTheBlock,
 }
 
 impl StoreError {
@@ -117,6 +126,12 @@ impl From<Damage> for StoreError {
     }
 }
 
+impl From<DamagedBlock> for StoreError {
+    fn from(damaged: DamagedBlock) -> StoreError {
+        StoreError::Damaged(Damage::Block(damaged))
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -134,7 +149,6 @@ impl fmt::Display for StoreError {
                 "it has format version {found}, which this version of harp does not know: run the one that wrote it, \
                  or a later one"
             ),
-            StoreError::NotTheBlock => write!(f, "not the block the image holds there now"),
         }
     }
 }

@@ -21,6 +21,7 @@ mod loading;
 mod map_edit;
 mod mem_disk;
 mod mem_engine;
+mod mend;
 mod placed;
 mod reader;
 mod runs;
@@ -37,11 +38,12 @@ pub use engine::{
     Batch, Engine, EngineSpace, Entry, Fill, KEY_BYTES_MAX, Show, Snapshot, Table, VALUE_BYTES_MAX,
     Walk,
 };
-pub use error::{Damage, StoreError};
+pub use error::{Damage, DamagedBlock, StoreError};
 pub use fuse::Fuse;
 pub use mem_disk::{MemDisk, SECTORS};
 pub use mem_engine::{MemEngine, MemSnapshot};
-pub use reader::{Reader, ShowStretch, Stretch};
+pub use mend::Remedy;
+pub use reader::{Reader, ShowDamaged, ShowStretch, Stretch};
 pub use runs::{BLOCK_INDEX_MAX, block_crc};
 pub use space::Space;
 pub use store::{Limits, Opened, Store};

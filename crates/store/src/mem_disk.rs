@@ -5,7 +5,7 @@
 //! Source: docs/testing.md.
 
 use crate::{BLOCK_BYTES, Block, Damage, Disk, Extent, Fuse, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -28,6 +28,10 @@ struct Contents {
     durable: BTreeMap<u64, Arc<Block>>,
     /// Written, not synced.
     written: BTreeMap<u64, Arc<Block>>,
+    /// What the newest sync that reached a block replaced.
+    former: BTreeMap<u64, Arc<Block>>,
+    /// Blocks that the medium does not give back.
+    unreadable: BTreeSet<u64>,
     sync_fails: bool,
 }
 
@@ -44,6 +48,8 @@ impl MemDisk {
             blocks_max,
             durable: BTreeMap::new(),
             written: BTreeMap::new(),
+            former: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             sync_fails: false,
         };
         MemDisk { contents: Arc::new(Mutex::new(contents)), fuse }
@@ -102,6 +108,33 @@ impl MemDisk {
         hit
     }
 
+    /// The last durable write of a block never happened: the medium has what was there before. Returns whether
+    /// there was one.
+    pub fn lose_write(&self, position: u64) -> bool {
+        let mut contents = self.contents();
+        let Contents { durable, former, .. } = &mut *contents;
+        let Some(block) = durable.get_mut(&position) else { return false };
+        *block = former.remove(&position).unwrap_or_else(|| Arc::new([0; BLOCK_BYTES]));
+        true
+    }
+
+    /// The last durable write of a block went to `over` instead, which was written too. Returns whether both were.
+    pub fn misdirect(&self, position: u64, over: u64) -> bool {
+        let mut contents = self.contents();
+        let both = contents.durable.contains_key(&over) && position != over;
+        let Some(bytes) = contents.durable.get(&position).filter(|_| both).cloned() else {
+            return false;
+        };
+        contents.durable.insert(over, bytes);
+        drop(contents);
+        self.lose_write(position)
+    }
+
+    /// Reading a block fails from now on, until it is written again.
+    pub fn spoil(&self, position: u64) {
+        self.contents().unreadable.insert(position);
+    }
+
     /// Positions that were ever written, ascending: for faults that pick one.
     pub fn positions(&self) -> Vec<u64> {
         self.contents().durable.keys().copied().collect()
@@ -140,6 +173,9 @@ impl Disk for MemDisk {
         let contents = self.contents();
         within(&contents, Extent { position, count: (out.len() / BLOCK_BYTES) as u64 })?;
         for (position, out) in (position..).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+            if contents.unreadable.contains(&position) {
+                return Err(StoreError::io("reading file data", io::Error::other("bad sector")));
+            }
             let block = contents.written.get(&position).or_else(|| contents.durable.get(&position));
             match block {
                 Some(block) => out.copy_from_slice(&block[..]),
@@ -159,6 +195,7 @@ impl Disk for MemDisk {
             for bytes in slice.chunks_exact(BLOCK_BYTES) {
                 let block: Arc<Block> = Arc::new(bytes.try_into().expect("chunks are blocks"));
                 contents.written.insert(position, block);
+                contents.unreadable.remove(&position);
                 position += 1;
             }
         }
@@ -173,7 +210,11 @@ impl Disk for MemDisk {
             return Err(StoreError::SyncFailed { what: "file data", source });
         }
         let written = std::mem::take(&mut contents.written);
-        contents.durable.extend(written);
+        for (position, block) in written {
+            if let Some(old) = contents.durable.insert(position, block) {
+                contents.former.insert(position, old);
+            }
+        }
         drop(contents);
         self.fuse.step("returning from a sync of the memory disk")
     }

@@ -1,6 +1,6 @@
 //! Reader: a consistent view of the image, with the right to read its blocks.
 //! Owns: a snapshot and a place among the readers of its epoch.
-//! Never: writes; returns bytes whose checksum it did not check.
+//! Never: writes; returns bytes whose checksum it did not check, nor damaged ones but to who takes them as that.
 //! Invariant: no block it can see is reused before it is dropped.
 //! Source: docs/disk-format.md.
 
@@ -9,8 +9,8 @@ use crate::runs::{Apart, BLOCK_INDEX_MAX, Mark, Span, hidden, map_key, parse_run
 use crate::seal::{self, Head};
 use crate::store::Shared;
 use crate::{
-    BLOCK_BYTES, BLOCK_BYTES_U64, Block, Damage, Disk, Engine, Show, Snapshot, StoreError, Table,
-    Walk,
+    BLOCK_BYTES, BLOCK_BYTES_U64, Block, DamagedBlock, Disk, Engine, Show, Snapshot, StoreError,
+    Table, Walk,
 };
 use std::sync::Arc;
 
@@ -52,6 +52,8 @@ pub struct Stretch {
 /// Is shown stretches and the checksums of their blocks until it says stop or fails.
 pub type ShowStretch<'a> =
     dyn FnMut(Stretch, &mut dyn Iterator<Item = u32>) -> Result<Walk, StoreError> + 'a;
+/// Is shown damaged blocks until it fails.
+pub type ShowDamaged<'a> = dyn FnMut(DamagedBlock) -> Result<(), StoreError> + 'a;
 /// The same for runs.
 type ShowSpan<'a> = dyn FnMut(Span, &mut dyn Iterator<Item = u32>) -> Result<Walk, StoreError> + 'a;
 
@@ -111,6 +113,18 @@ impl<E: Engine, D: Disk> Reader<E, D> {
     ///
     /// Errors: `Damaged(Block)` names the first damaged block; `out` is then worthless.
     pub fn read_blocks(&self, file: u64, first: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        self.read_blocks_but(file, first, out, &mut |damaged| Err(damaged.into()))
+    }
+
+    /// The same, showing damaged blocks, in order, until `damaged` fails. In `out` they are as they were found,
+    /// or zeros.
+    pub fn read_blocks_but(
+        &self,
+        file: u64,
+        first: u64,
+        out: &mut [u8],
+        damaged: &mut ShowDamaged<'_>,
+    ) -> Result<(), StoreError> {
         assert!(out.len().is_multiple_of(BLOCK_BYTES));
         let count = (out.len() / BLOCK_BYTES) as u64;
         let mut done = 0;
@@ -119,8 +133,7 @@ impl<E: Engine, D: Disk> Reader<E, D> {
             out[bytes(done)..bytes(skip)].fill(0);
             done = skip + span.count;
             let out = &mut out[bytes(skip)..bytes(done)];
-            self.disk().read(span.position, out)?;
-            check(&span, crcs, out)?;
+            read_span(self.disk(), &span, crcs, out, damaged)?;
             Ok(Walk::On)
         })?;
         out[bytes(done)..].fill(0);
@@ -245,22 +258,44 @@ fn stretch(span: &Span) -> Stretch {
     Stretch { file: span.file, first: span.first, count: span.count, position: span.position }
 }
 
-/// Checks the blocks of a run that were read into `data`.
-pub(crate) fn check(
+/// Reads the blocks of a run into `out`, as long, and checks them; shows those that are damaged.
+pub(crate) fn read_span<D: Disk>(
+    disk: &D,
     span: &Span,
     crcs: &mut dyn Iterator<Item = u32>,
-    data: &[u8],
+    out: &mut [u8],
+    damaged: &mut ShowDamaged<'_>,
 ) -> Result<(), StoreError> {
-    let (blocks, rest) = data.as_chunks::<BLOCK_BYTES>();
-    assert!(blocks.len() as u64 == span.count && rest.is_empty());
+    assert_eq!(out.len(), bytes(span.count));
+    let unread = match disk.read(span.position, out) {
+        Ok(()) => Vec::new(),
+        // A sector that the medium does not give back fails a whole read: the others may be well.
+        Err(StoreError::Io { .. }) => read_each(disk, span.position, out)?,
+        Err(error) => return Err(error),
+    };
+    let (blocks, _) = out.as_chunks::<BLOCK_BYTES>();
     for (index, (block, crc)) in (0..).zip(blocks.iter().zip(crcs)) {
         let block: &Block = block;
-        if crate::block_crc(block) != crc {
-            let position = span.position + index;
-            return Err(
-                Damage::Block { file: span.file, block: span.first + index, position }.into()
-            );
+        let position = span.position + index;
+        if crate::block_crc(block) != crc || unread.contains(&position) {
+            damaged(DamagedBlock { file: span.file, block: span.first + index, position, crc })?;
         }
     }
     Ok(())
+}
+
+/// Reads block by block. Returns the places of those that cannot be read; they become zeros.
+fn read_each<D: Disk>(disk: &D, position: u64, out: &mut [u8]) -> Result<Vec<u64>, StoreError> {
+    let mut unread = Vec::new();
+    for (position, block) in (position..).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+        match disk.read(position, block) {
+            Ok(()) => {}
+            Err(StoreError::Io { .. }) => {
+                block.fill(0);
+                unread.push(position);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(unread)
 }

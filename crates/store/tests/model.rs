@@ -3,9 +3,9 @@
 //! Knobs: seeds, limits, sizes. A failure names its seed.
 
 use harp_store::{
-    BLOCK_BYTES, Block, BlockWrite, Checkpoint, CheckpointReport, Content, Cut, Damage, Digest,
-    Disk, Engine, Fuse, Limits, MemDisk, MemEngine, MetadataSink, Reader, ScrubPlace, Store,
-    StoreError, Table, Walk,
+    BLOCK_BYTES, Block, BlockWrite, Checkpoint, CheckpointReport, Content, Cut, Damage,
+    DamagedBlock, Digest, Disk, Engine, Fuse, Limits, MemDisk, MemEngine, MetadataSink, Reader,
+    Remedy, ScrubPlace, Store, StoreError, Table, Walk, block_crc,
 };
 use std::collections::BTreeMap;
 
@@ -363,7 +363,8 @@ fn damaged_block_and_value_are_noticed_and_a_block_is_mended() {
     assert!(world.disk.flip(position, 4000, 0x10));
     let reader = store.reader().unwrap();
     let mut out = vec![0; 5 * BLOCK_BYTES];
-    let wanted = Damage::Block { file: 1, block: 2, position };
+    let crc = block_crc(&block(2));
+    let wanted = Damage::Block(DamagedBlock { file: 1, block: 2, position, crc });
     match reader.read_blocks(1, 0, &mut out) {
         Err(StoreError::Damaged(damage)) => assert_eq!(damage, wanted),
         other => panic!("{other:?}"),
@@ -385,11 +386,32 @@ fn damaged_block_and_value_are_noticed_and_a_block_is_mended() {
     assert_eq!((blocks, values), (report.blocks, report.values));
     assert_eq!(seen, [wanted.clone(), wanted]);
 
-    assert!(matches!(store.mend(1, 2, &block(5)), Err(StoreError::NotTheBlock)));
-    store.mend(1, 2, &block(2)).unwrap();
+    let remedy =
+        |block_index, byte| Remedy { file: 1, block: block_index, data: Box::new(block(byte)) };
+    assert_eq!(store.mend(&[remedy(2, 5)]).unwrap(), [false]);
+    assert!(store.scrub(&mut |_| ()).unwrap().damaged == 1);
+    assert_eq!(store.mend(&[remedy(2, 2), remedy(2000, 7)]).unwrap(), [true, false]);
     check(&world.model, &store.reader().unwrap());
     drop(reader);
     store.scrub(&mut |damage| panic!("{damage}")).unwrap();
+
+    // What the medium does not give back is damaged, and nothing beside it.
+    let position = world.disk.positions()[2];
+    world.disk.spoil(position);
+    let (reader, mut seen) = (store.reader().unwrap(), Vec::new());
+    reader
+        .read_blocks_but(1, 0, &mut out, &mut |damaged| {
+            seen.push(damaged);
+            Ok(())
+        })
+        .unwrap();
+    let unread = seen.pop().unwrap();
+    assert_eq!((unread.position, seen.len()), (position, 0));
+    let index = unread.block as usize * BLOCK_BYTES;
+    assert_eq!(out[index..index + BLOCK_BYTES], [0; BLOCK_BYTES]);
+    assert_eq!(store.mend(&[remedy(unread.block, unread.block / 2 + 1)]).unwrap(), [true]);
+    check(&world.model, &store.reader().unwrap());
+    drop(reader);
     let store = world.open();
     check(&world.model, &store.reader().unwrap());
 

@@ -157,4 +157,14 @@ pub enum Records {
         /// Its op.
         op: Op,
     },
+    /// It names a block that another copy lacks: send it, if it is here.
+    BlockWant {
+        /// The op of the other copy's image.
+        lb: Op,
+    },
+    /// It is the answer to such a question.
+    BlockGrant {
+        /// The op of the other copy's image.
+        lb: Op,
+    },
 }

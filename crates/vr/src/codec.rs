@@ -251,6 +251,8 @@ mod number {
     pub const PAST: u8 = 12;
     pub const IMAGE_WANT: u8 = 13;
     pub const IMAGE_PART: u8 = 14;
+    pub const BLOCK_WANT: u8 = 15;
+    pub const BLOCK_GRANT: u8 = 16;
 }
 
 impl Envelope {
@@ -333,6 +335,12 @@ fn encode_message(message: &Message, w: &mut Writer) {
         }
         Message::ImagePart { view, part, op } => {
             w.u8(number::IMAGE_PART).u64(view.0).u64(*part).u64(op.0);
+        }
+        Message::BlockWant { lb } => {
+            w.u8(number::BLOCK_WANT).u64(lb.0);
+        }
+        Message::BlockGrant { lb } => {
+            w.u8(number::BLOCK_GRANT).u64(lb.0);
         }
     }
 }
@@ -438,6 +446,8 @@ fn decode_message(r: &mut Reader<'_>) -> Result<Message, CodecError> {
             Message::ImageWant { view: r.view()?, part: r.u64()?, at_least: r.op()? }
         }
         number::IMAGE_PART => Message::ImagePart { view: r.view()?, part: r.u64()?, op: r.op()? },
+        number::BLOCK_WANT => Message::BlockWant { lb: r.op()? },
+        number::BLOCK_GRANT => Message::BlockGrant { lb: r.op()? },
         _ => return Err(CodecError::Malformed("message number")),
     })
 }
@@ -518,6 +528,8 @@ mod tests {
             Message::Past(Past { view, first: op, last: op, cp: op, begin: op }),
             Message::ImageWant { view, part: 6, at_least: op },
             Message::ImagePart { view, part: 6, op },
+            Message::BlockWant { lb: op },
+            Message::BlockGrant { lb: op },
         ]
     }
 

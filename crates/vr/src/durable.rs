@@ -9,7 +9,9 @@ use crate::message::Configuration;
 use crate::types::{Incarnation, Op, ServerSet, View};
 
 const MAGIC: u32 = 0x4852_5056; // "HRPV"
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// It knew no memory: the log was on the disk.
+const VERSION_WITHOUT_MEMORY: u32 = 1;
 
 /// The content of the view file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +32,9 @@ pub struct Durable {
     pub configuration: Configuration,
     /// The changes up to this op are in it. A start finds them in the log again and must not go back to them.
     pub settled: Op,
+    /// The memory in which the log's newest records count as held, by its id; 0: they count once they are on the
+    /// disk. Written with the start that it holds for.
+    pub memory: u64,
 }
 
 impl Durable {
@@ -39,7 +44,7 @@ impl Durable {
         w.u32(MAGIC).u32(VERSION).u64(sequence).bytes(&self.group);
         w.incarnation(self.incarnation).u64(self.promised.0).u64(self.formed.0);
         w.u8(self.members.0).u8(self.log_void as u8).configuration(&self.configuration);
-        w.u64(self.settled.0);
+        w.u64(self.settled.0).u64(self.memory);
         w.sealed()
     }
 
@@ -49,7 +54,8 @@ impl Durable {
         if r.u32()? != MAGIC {
             return Err(CodecError::Malformed("view file magic"));
         }
-        if r.u32()? != VERSION {
+        let version = r.u32()?;
+        if !(VERSION_WITHOUT_MEMORY..=VERSION).contains(&version) {
             return Err(CodecError::Malformed("view file version: written by a newer harp"));
         }
         let sequence = r.u64()?;
@@ -62,6 +68,7 @@ impl Durable {
             log_void: r.flag()?,
             configuration: r.configuration()?,
             settled: r.op()?,
+            memory: if version == VERSION_WITHOUT_MEMORY { 0 } else { r.u64()? },
         };
         if durable.promised < durable.formed {
             return Err(CodecError::Malformed("promised view below the formed one"));
@@ -100,6 +107,7 @@ mod tests {
                 needs_image: ServerSet(2),
             },
             settled: Op(12),
+            memory: 6,
         }
     }
 

@@ -14,6 +14,7 @@ mod outside;
 mod planted;
 mod primary;
 mod rebuild;
+mod repair;
 mod replica;
 mod room;
 pub mod types;

@@ -230,6 +230,17 @@ pub enum Message {
         /// Its op.
         op: Op,
     },
+    /// A copy asks for a block of its image that is damaged; which one, and the checksum that it should have, is
+    /// attached. It names no view: the checksum names the content.
+    BlockWant {
+        /// The op that its image is exact at.
+        lb: Op,
+    },
+    /// The block (attached behind what was asked), if the sender has it.
+    BlockGrant {
+        /// The op that the sender's image is exact at.
+        lb: Op,
+    },
 }
 
 /// Committed records for a server that catches up.

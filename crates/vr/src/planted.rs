@@ -21,6 +21,12 @@ pub enum Planted {
     AmnesiaVotes,
     /// Rule 3: a member acknowledges what its disk has not confirmed.
     AckBeforeDurable,
+    /// Rule 3: the mark of a log that was written out goes on counting when its server has started again.
+    CleanMarkNotVoided,
+    /// Rule 3: a log that was in memory, which is gone, is voted as far as it was written to the disk.
+    TornWriteOutIsIntact,
+    /// Rule 3: a server goes on while it writes its log out.
+    AckWhileWritingOut,
     /// Rule 4: an emptied disk is formatted as on the first start and counts at once.
     MissingIsFirstStart,
     /// Rule 6: a phase 2 at or below the formed view is carried out again.
@@ -45,11 +51,15 @@ pub enum Planted {
     ReadAboveCommit,
     /// Section 3: the client table is not consulted for repeats.
     NoClientTable,
+    /// Repair: a block that fails its checksum is shown as it is.
+    DamageServed,
+    /// Repair: a block written over a damaged one gets the checksum of what comes of it.
+    DamageSealed,
 }
 
 impl Planted {
     /// All of them, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 20] = [
+    pub const ALL: [(Planted, &'static str); 25] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
@@ -58,6 +68,9 @@ impl Planted {
         (Planted::RefuseWithoutCause, "refuse-without-cause"),
         (Planted::AmnesiaVotes, "amnesia-votes"),
         (Planted::AckBeforeDurable, "ack-before-durable"),
+        (Planted::CleanMarkNotVoided, "clean-mark-not-voided"),
+        (Planted::TornWriteOutIsIntact, "torn-write-out-is-intact"),
+        (Planted::AckWhileWritingOut, "ack-while-writing-out"),
         (Planted::MissingIsFirstStart, "missing-is-first-start"),
         (Planted::InstallTwice, "install-twice"),
         (Planted::ReadWithoutLease, "read-without-lease"),
@@ -70,6 +83,8 @@ impl Planted {
         (Planted::ReplyBeforeCommit, "reply-before-commit"),
         (Planted::ReadAboveCommit, "read-above-commit"),
         (Planted::NoClientTable, "no-client-table"),
+        (Planted::DamageServed, "damage-served"),
+        (Planted::DamageSealed, "damage-sealed"),
     ];
 
     /// The variant with this name.

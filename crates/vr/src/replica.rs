@@ -451,6 +451,8 @@ impl Replica {
                 return self.on_image_want(view, part, at_least);
             }
             Message::ImagePart { view, part, op } => return self.on_image_part(view, part, op),
+            Message::BlockWant { lb } => return self.on_block_want(from, lb),
+            Message::BlockGrant { lb } => return self.on_block_grant(from, lb),
             Message::Promise { .. } | Message::Install(_) => {}
         }
         Records::Ignore

@@ -191,9 +191,10 @@ impl Cluster {
                 Records::Ignore => continue,
                 Records::Current { above } => (above, false),
                 Records::Staged { above } => (above, true),
-                Records::ImageWant { .. } | Records::ImagePart { .. } => {
-                    panic!("no image is lost here")
-                }
+                Records::ImageWant { .. }
+                | Records::ImagePart { .. }
+                | Records::BlockWant { .. }
+                | Records::BlockGrant { .. } => panic!("no image is lost here"),
             };
             let log = if staged {
                 &mut server.staged.as_mut().expect("staged").1

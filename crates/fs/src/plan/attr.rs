@@ -7,7 +7,6 @@
 use super::{Done, FILE_SIZE_MAX, Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{BLOCK_BYTES, BLOCK_BYTES_U64, Inode, Known, Super, blocks_of};
-use crate::need::Need;
 use crate::request::{Credential, FileType, Response, SetAttr, SetTime, Status, Time};
 
 static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
@@ -176,9 +175,7 @@ fn kept_tail(
     let mut content = [0; BLOCK_BYTES];
     match p.shadow.read_block(file.ino, block, p.context.log, &mut content) {
         Known::Is((), op) | Known::Absent(op) => p.shows = p.shows.max(op),
-        Known::Unknown => {
-            return p.lack(Need::Blocks { ino: file.ino, first: block, count: 1 });
-        }
+        Known::Unknown => return p.lack_block(file.ino, block),
     }
     let end = (file.inode.size - block * BLOCK_BYTES_U64).min(BLOCK_BYTES_U64) as usize;
     if content[start..end].iter().all(|b| *b == 0) {

@@ -237,6 +237,12 @@ impl Planner<'_, '_> {
         Err(Halt::Need)
     }
 
+    /// Lacks one block's content: fails if nobody has it.
+    fn lack_block<T>(&mut self, ino: u64, block: u64) -> Step<T> {
+        check(!self.shadow.is_lost(ino, block), Status::Io)?;
+        self.lack(Need::Blocks { ino, first: block, count: 1 })
+    }
+
     /// The inode `ino`, or `None` if there is none.
     fn inode(&mut self, ino: u64) -> Step<Option<Inode>> {
         match self.shadow.inode(ino) {

@@ -43,9 +43,13 @@ fn bytes(
     let len = left.min(u64::from(count.min(TRANSFER_MAX)));
     if len > 0 {
         let log = p.context.log;
+        let before = p.needs.len();
         match p.shadow.read_range(file.ino, offset, len as usize, log, data, p.needs) {
             Known::Is((), op) | Known::Absent(op) => p.shows = p.shows.max(op),
-            Known::Unknown => return Err(Halt::Need),
+            Known::Unknown => {
+                check(!p.shadow.any_lost(&p.needs[before..]), Status::Io)?;
+                return Err(Halt::Need);
+            }
         }
     }
     p.note_access(&file);

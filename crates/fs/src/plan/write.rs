@@ -165,9 +165,7 @@ fn merged(p: &mut Planner<'_, '_>, file: &Object, part: &Part<'_>) -> Step<u32> 
     if !covered && held > 0 && file.inode.used_blocks > 0 {
         match p.shadow.read_block(file.ino, part.block, p.context.log, &mut content) {
             Known::Is((), op) | Known::Absent(op) => p.shows = p.shows.max(op),
-            Known::Unknown => {
-                return p.lack(Need::Blocks { ino: file.ino, first: part.block, count: 1 });
-            }
+            Known::Unknown => return p.lack_block(file.ino, part.block),
         }
     }
     content[part.start..end].copy_from_slice(part.data);

@@ -144,6 +144,11 @@ impl Client {
         Ok(())
     }
 
+    pub fn read(&mut self, file: &nfs_fh3, offset: u64, count: u32) -> Result<Vec<u8>, nfsstat3> {
+        let part = call!(self.read(READ3args { file: file.clone(), offset, count }))?;
+        Ok(part.data.into_owned())
+    }
+
     pub fn attributes(&mut self, object: &nfs_fh3) -> Result<fattr3, nfsstat3> {
         Ok(call!(self.getattr(GETATTR3args { object: object.clone() }))?.obj_attributes)
     }

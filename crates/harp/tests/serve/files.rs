@@ -208,7 +208,7 @@ fn a_copy_gives_its_files_without_its_group() {
 }
 
 /// Changes one byte of a block that begins so, wherever it lies below `dir`.
-fn damage(dir: &Path, begin: &[u8]) {
+pub fn damage(dir: &Path, begin: &[u8]) {
     let mut changed = 0;
     for entry in std::fs::read_dir(dir).expect("lists") {
         let path = entry.expect("an entry").path();

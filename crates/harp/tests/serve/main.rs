@@ -9,3 +9,4 @@ mod faults;
 mod files;
 mod formatting;
 mod relays;
+mod repair;

@@ -6,8 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use harp_log::{
-    DiskCommand, DiskDone, DiskError, Log, LogDisk, LogPos, LogSettings, Recovered, Ring, SlotFile,
-    Verdict, parse_extent, recover,
+    DiskCommand, DiskDone, DiskError, Evidence, Log, LogDisk, LogPos, LogSettings, MemoryTie,
+    Recovered, Ring, SlotFile, Verdict, parse_extent, recover_by,
 };
 
 pub const SECTOR: usize = 512;
@@ -191,13 +191,28 @@ pub struct Server {
 }
 
 pub fn settings(segment_bytes: u64, segments_max: u64) -> LogSettings {
-    LogSettings { segment_bytes, segments_max, start: 1 }
+    LogSettings { segment_bytes, segments_max, start: 1, keeps_clean_mark: false }
+}
+
+/// The disk of every server here.
+pub const DISK: u64 = 77;
+
+/// Memory that outlives a process, as good as new.
+pub fn memory(ring_bytes: usize, id: u64) -> Ring {
+    let tie = MemoryTie { boot: [1; 16], group: [2; 16], server: 0, disk: DISK };
+    Ring::outliving_on_heap(ring_bytes, id, &tie)
 }
 
 impl Server {
     pub fn new(settings: LogSettings, ring_bytes: usize) -> Server {
+        Server::over(Ring::on_heap(ring_bytes), settings)
+    }
+
+    /// A server whose records count as soon as they are in `ring`, if that outlives it.
+    pub fn over(ring: Ring, settings: LogSettings) -> Server {
         let mut out = Vec::new();
-        let log = Log::format(Ring::on_heap(ring_bytes), settings, 1, &mut out);
+        let ring_bytes = ring.len() as usize;
+        let log = Log::format(ring, settings, 1, &mut out);
         let generation = log.current().generation();
         let mut server = Server {
             settings,
@@ -248,8 +263,15 @@ impl Server {
         self.log.used_disk_bytes()
     }
 
+    pub fn held(&self) -> bool {
+        self.log.ring().outlives()
+    }
+
     pub fn seal(&mut self) -> bool {
-        let sealed = self.log.seal(self.durable, &mut self.out);
+        let sealed = match self.held() {
+            true => self.log.write_behind(self.durable, 1, &mut self.out),
+            false => self.log.seal(self.durable, &mut self.out),
+        };
         self.take_commands();
         sealed
     }
@@ -376,10 +398,17 @@ impl Server {
     }
 
     pub fn restart(&mut self) -> Recovered {
+        let (ring, evidence) = match self.held() {
+            true => (self.log.ring().clone(), Evidence::Memory),
+            false => (Ring::on_heap(self.ring_bytes), Evidence::Marks),
+        };
+        self.restart_by(ring, evidence)
+    }
+
+    pub fn restart_by(&mut self, ring: Ring, evidence: Evidence) -> Recovered {
         self.queue.clear();
         self.settings.start += 1;
-        recover(&mut self.disk, Ring::on_heap(self.ring_bytes), self.settings)
-            .expect("no I/O error")
+        recover_by(&mut self.disk, ring, self.settings, evidence).expect("no I/O error")
     }
 
     /// Goes on with a recovered log that must be intact, and checks all of it.
@@ -401,7 +430,11 @@ impl Server {
             None => assert_eq!(generation, self.generation, "an acknowledged swap stays"),
         }
         assert!(tags.contains(&log.tag()), "{:?} not in {tags:?}", log.tag());
-        assert_eq!(log.durable(), log.end());
+        let known = self.model.get(&generation).and_then(|model| model.keys().max());
+        match log.durable() == log.end() {
+            false => assert!(self.held(), "what is found on the disk is durable"),
+            true => assert!(!self.held() || known.is_none_or(|known| *known == log.end())),
+        }
         (self.generation, self.durable, self.tag) = (generation, log.durable(), log.tag());
         let end = log.end();
         self.swaps.clear();
@@ -410,6 +443,9 @@ impl Server {
         self.cuts += (model.len() > model.keys().filter(|op| **op <= end).count()) as u64;
         model.retain(|op, _| *op <= end);
         self.pin = self.log.current().memory_begin() - 1;
+        let body = self.log.current();
+        let reach = self.log.used_disk_bytes() <= self.ring_bytes as u64;
+        assert!(!reach || body.memory_begin() <= body.begin(), "what fits the ring is in it");
         self.check_body(false);
         self.check_body(true);
     }

@@ -126,6 +126,8 @@ pub struct Model {
     pub may_run_out: bool,
     /// Whose everything is.
     pub owner: u32,
+    /// Whether what needs a file's content may fail: blocks are damaged, and who has them may be away.
+    pub may_lose_blocks: bool,
 }
 
 impl Default for Model {
@@ -140,6 +142,7 @@ impl Default for Model {
             learning: None,
             may_run_out: false,
             owner: 0,
+            may_lose_blocks: false,
         };
         model.add(0, Kind::Directory, None, ROOT, None);
         model

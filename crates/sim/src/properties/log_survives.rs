@@ -1,7 +1,7 @@
 //! What a server acknowledged as durable is in its log when it starts again.
 //! Owns: the highest acknowledgement of each server in its formed view.
 //! Never: counts a log that the world itself damaged.
-//! Source: rules 1 and 3; docs/protocol.md, "Rules", durability `disk`.
+//! Source: rules 1 and 3; docs/protocol.md, "Rules", durability `disk`; in `ups`, unless the memory went first.
 
 use harp_node::vr::{Envelope, Message, SERVERS_MAX, ServerId, View};
 

@@ -6,6 +6,7 @@
 pub mod acknowledged_kept;
 pub mod apply_bound;
 pub mod durable_views;
+pub mod ending_is_silent;
 pub mod equal_images;
 pub mod executed_once;
 pub mod failed_disk_stops;

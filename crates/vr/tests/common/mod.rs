@@ -35,5 +35,6 @@ pub fn durable(
         log_void: false,
         configuration,
         settled: Op::ZERO,
+        memory: 0,
     }
 }
