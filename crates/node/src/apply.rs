@@ -49,6 +49,9 @@ impl Node {
             if self.copy.as_ref().is_some_and(|c| c.barrier.is_some()) {
                 break; // the image must be frozen exactly at the barrier first
             }
+            if self.must_checkpoint_first() {
+                break;
+            }
             if self.is_lethal(op) {
                 self.killed = true;
                 return;
@@ -101,12 +104,14 @@ impl Node {
         let pinned = self.log.used_ring_bytes();
         let ring = self.bytes.0.len();
         let pause = self.checkpoint_pause(CHECKPOINT_NANOS);
+        let blocks_max = self.generation_blocks_max();
         let Some(copy) = &mut self.copy else { return };
         if copy.reloading || copy.halted || copy.checkpoint.is_some() || copy.digesting.is_some() {
             return;
         }
         let changed = copy.shadow_op > copy.lb;
-        let big = copy.shadow.dirty_bytes() >= self.settings.checkpoint_bytes;
+        let big = copy.shadow.dirty_bytes() >= self.settings.checkpoint_bytes
+            || copy.shadow.active().changed_blocks() >= blocks_max;
         let full = pinned > ring / 2;
         let old = now.steady.since(copy.last_checkpoint) > pause;
         let barrier = copy.barrier.is_some();

@@ -165,12 +165,37 @@ impl Node {
         self.try_stage(now, out);
     }
 
-    /// How long this copy's image may lag behind, given `usual`.
-    pub(crate) fn checkpoint_pause(&self, usual: u64) -> u64 {
+    /// Whether the disk has, or may have, less room than this copy wants ahead of need.
+    fn room_is_tight(&self) -> bool {
         let room = self.replica.room();
         let ahead = blocks_ahead(self.bytes.0.len(), self.settings.checkpoint_bytes);
-        let tight = room.more_blocks == 0 && room.blocks < ahead;
-        if tight { TIGHT_NANOS.min(usual) } else { usual }
+        room == Room::ENDLESS || room.more_blocks == 0 && room.blocks < ahead
+    }
+
+    /// How long this copy's image may lag behind, given `usual`.
+    pub(crate) fn checkpoint_pause(&self, usual: u64) -> u64 {
+        if self.replica.room() != Room::ENDLESS && self.room_is_tight() {
+            TIGHT_NANOS.min(usual)
+        } else {
+            usual
+        }
+    }
+
+    /// A generation that changed so many blocks is frozen as soon as may be.
+    pub(crate) fn generation_blocks_max(&self) -> u64 {
+        let kept = kept_blocks(self.settings.checkpoint_bytes);
+        if self.room_is_tight() { kept / 2 } else { kept }
+    }
+
+    /// Whether another record would make too much of the active generation. The others went on from image to image
+    /// while this copy was away, each with [`kept_blocks`] to spare; all at once would take the room for old and new
+    /// content of everything that changed meanwhile.
+    pub(crate) fn must_checkpoint_first(&self) -> bool {
+        let Some(copy) = &self.copy else { return false };
+        let Some(checkpoint) = &copy.checkpoint else { return false };
+        let ends = checkpoint.op <= self.replica.cp().0;
+        let many = copy.shadow.active().changed_blocks() >= self.generation_blocks_max();
+        ends && many && self.room_is_tight()
     }
 }
 

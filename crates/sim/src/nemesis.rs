@@ -442,10 +442,13 @@ impl World {
         if !self.unadmitted().is_empty() || !self.nemesis.recovering.is_empty() {
             return None;
         }
+        // Where records count in memory, a disk may fail long after its server became a member.
+        if self.hosts.iter().any(|host| host.disk.failing.is_some()) {
+            return None;
+        }
         let sound = |server: ServerId| {
             let durable = glue::view_file(&self.hosts[server.index()].disk);
             durable.is_some_and(|durable| durable.formed == view)
-                && self.hosts[server.index()].disk.failing.is_none()
                 && !self.observer.votes.is_doubtful(server)
         };
         (view > View::NONE && members.iter().all(sound)).then_some((view, members))
