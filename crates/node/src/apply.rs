@@ -44,6 +44,7 @@ impl Node {
         }
         let from = copy.shadow_op + 1;
         let stop = limit.min(copy.shadow_op + APPLY_PER_TURN);
+        let stop = if self.must_checkpoint_first() { from - 1 } else { stop };
         let stop = self.stop_with_care(now, stop, out);
         for op in from..=stop {
             if self.copy.as_ref().is_some_and(|c| c.barrier.is_some()) {
@@ -148,13 +149,14 @@ impl Node {
         self.hand_out_checkpoint(now, out);
     }
 
-    /// A frozen generation goes to the store once all of it is committed.
+    /// A frozen generation goes to the store once all of it may be applied here: what was planned in an earlier view
+    /// may be ahead of what this view's primary applied.
     fn hand_out_checkpoint(&mut self, now: Now, out: &mut Output) {
-        let cp = self.replica.cp().0;
+        let limit = self.replica.may_apply().0;
         let Some(copy) = &mut self.copy else { return };
         let Some(checkpoint) = &mut copy.checkpoint else { return };
         let op = checkpoint.op;
-        if op > cp || checkpoint.retry_at.is_some_and(|at| now.steady < at) {
+        if op > limit || checkpoint.retry_at.is_some_and(|at| now.steady < at) {
             return;
         }
         let Some(frozen) = checkpoint.frozen.take() else { return };

@@ -94,6 +94,14 @@ impl Redo {
         Step::Announce
     }
 
+    /// Whether what was announced is no longer about to be redone: it went well, or there is no reason any more to
+    /// go on beyond `done`. The next may be long in coming, and whatever ended this process meanwhile would be
+    /// held against these.
+    fn take_back(&mut self, done: u64, stop: u64) -> bool {
+        let over = |announced: &mut Suspect| announced.last <= done || stop <= done;
+        self.announced.redo.take_if(over).is_some()
+    }
+
     /// How often a checkpoint that begins at `first` ended a process.
     fn checkpoint_deaths(&self, first: u64) -> u32 {
         self.found.checkpoint.filter(|s| s.first == first).map_or(0, |s| s.deaths)
@@ -111,12 +119,10 @@ impl Node {
         if !self.replica.is_normal() {
             redo.upto = redo.upto.max(stop); // these records are in no log of ours that lasts
         }
-        if redo.announced.redo.is_some_and(|announced| announced.last <= done) {
-            // It went well, and the next may be long in coming.
-            redo.announced.redo = None;
+        if redo.take_back(done, stop) {
             out.remember = Some(redo.announced);
         }
-        if done >= redo.upto || stop == done {
+        if done >= redo.upto || stop <= done {
             return stop;
         }
         let deaths = redo.checkpoint_deaths(copy.lb + 1);
@@ -233,6 +239,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A view that was about to let records be applied ended, and the process died much later for another reason.
+    #[test]
+    fn what_is_not_redone_after_all_is_taken_back() {
+        let mut redo = Redo::starting(100, Suspects::default());
+        assert_eq!(redo.step(41, 60), Step::Announce);
+        assert!(!redo.take_back(40, 60), "about to be redone");
+        assert!(redo.take_back(40, 40), "nothing may be redone now");
+        assert_eq!(redo.announced, Suspects::default());
+        assert_eq!(redo.step(41, 60), Step::Announce);
+        assert!(redo.take_back(60, 60), "all of it was redone");
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl Node {
     pub(crate) fn must_checkpoint_first(&self) -> bool {
         let Some(copy) = &self.copy else { return false };
         let Some(checkpoint) = &copy.checkpoint else { return false };
-        let ends = checkpoint.op <= self.replica.cp().0;
+        let ends = checkpoint.op <= self.replica.may_apply().0;
         let many = copy.shadow.active().changed_blocks() >= self.generation_blocks_max();
         ends && many && self.room_is_tight()
     }
