@@ -8,7 +8,9 @@
 use crate::ring::LogPos;
 
 /// Bytes in a head that belong to the log's user.
-pub const HEAD_EXTRA_BYTES: usize = 64;
+pub const HEAD_EXTRA_BYTES: usize = 104;
+/// So many of them lie at the end of the slot; the rest lies before those.
+const EXTRA_AT_END: usize = 64;
 
 /// Bytes of a slot that are in use.
 pub(crate) const HEAD_BYTES: usize = 192;
@@ -71,7 +73,9 @@ impl Head {
         }
         bytes[80..84].copy_from_slice(&self.chain.unwrap_or(0).to_le_bytes());
         bytes[84..88].copy_from_slice(&self.prev_header.to_le_bytes());
-        bytes[128..192].copy_from_slice(&self.extra);
+        let (at_end, before) = self.extra.split_at(EXTRA_AT_END);
+        bytes[128..192].copy_from_slice(at_end);
+        bytes[88..128].copy_from_slice(before);
         let crc = crc32c::crc32c(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -102,7 +106,7 @@ impl Head {
             chain: (bytes[12] != 0).then(|| short(80)),
             prev_header: short(84),
             members: bytes[13],
-            extra: bytes[128..192].try_into().expect("64 bytes"),
+            extra: std::array::from_fn(|i| bytes[if i < EXTRA_AT_END { 128 } else { 24 } + i]),
         };
         let bounded = [head.sequence, head.generation, head.begin_pos, head.begin_op]
             .iter()

@@ -8,8 +8,8 @@ use harp_fs::handle::Volume;
 use harp_fs::shadow::{Shadow, ShadowSettings};
 use harp_log::{AmnesiaWhy, DiskError, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict};
 use harp_vr::{
-    Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Planted, Replica, SERVERS_MAX,
-    ServerId, ServerSet, Start, View,
+    Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Override, Planted, Replica,
+    SERVERS_MAX, ServerId, ServerSet, Start, View,
 };
 
 use crate::api::{Durability, Now, Settings};
@@ -151,8 +151,14 @@ impl Node {
             formed,
             members: if first { members } else { ServerSet::EMPTY },
             log_void: false,
-            configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+            configuration: Configuration {
+                disks,
+                needs_image: ServerSet::EMPTY,
+                overridden: Override::NONE,
+            },
             settled: Op::ZERO,
+            branch: View::NONE,
+            learned: View::NONE,
         };
         // The log first: a server without a view file has no promises to lose.
         let ring = Ring::on_heap(settings.segment_bytes as usize);

@@ -186,6 +186,9 @@ impl Node {
             Event::Disk(done) => self.on_disk(now, done, out),
             Event::Store(done) => self.on_store(now, done.0, out),
             Event::Space { room } => self.on_space(room, out),
+            Event::Override(order) => {
+                self.replica.on_override(now.steady, order, &mut self.actions);
+            }
             Event::Verify { token } => {
                 if self.replica.is_serving() {
                     self.verify = Some(token);
@@ -308,7 +311,16 @@ impl Node {
             Action::Formed { view, members, primary } => {
                 out.notices.push(Notice::Formed { view, members, primary })
             }
-            Action::Serving { view } => out.notices.push(Notice::Serving { view }),
+            Action::CrossedOver => self.log.forget_commits(self.replica.cp().0),
+            Action::Overridden { token, answer } => {
+                out.notices.push(Notice::Overridden { token, answer })
+            }
+            Action::Serving { view } => {
+                // Clients send again what they are not sure of, after an override.
+                let overridden = self.replica.configuration().overridden.view;
+                self.volume.set_epoch(&self.settings.group, overridden.0);
+                out.notices.push(Notice::Serving { view })
+            }
             Action::Stopped { view } => {
                 self.forget_clients();
                 out.notices.push(Notice::Stopped { view });
@@ -658,6 +670,12 @@ impl Node {
             lease_left: replica.lease_until().since(now.steady),
             serving: replica.is_serving(),
             log_bytes: self.log.used_disk_bytes(),
+            log_begin: self.log.current().begin(),
+            log_end: self.log.current().end(),
+            votes: replica.votes(),
+            whole: self.copy.as_ref().is_some_and(|c| c.load.is_none()),
+            admitted: replica.is_admitted(),
+            overridden: replica.configuration().overridden,
             digest: self.copy.as_ref().and_then(|c| c.digest.clone()),
         }
     }

@@ -30,6 +30,10 @@ pub struct Durable {
     pub configuration: Configuration,
     /// The changes up to this op are in it. A start finds them in the log again and must not go back to them.
     pub settled: Op,
+    /// The override that the image comes after; none: an image of the group's first history.
+    pub branch: View,
+    /// No record of a view above this one and `formed` is in the image.
+    pub learned: View,
 }
 
 impl Durable {
@@ -39,7 +43,7 @@ impl Durable {
         w.u32(MAGIC).u32(VERSION).u64(sequence).bytes(&self.group);
         w.incarnation(self.incarnation).u64(self.promised.0).u64(self.formed.0);
         w.u8(self.members.0).u8(self.log_void as u8).configuration(&self.configuration);
-        w.u64(self.settled.0);
+        w.u64(self.settled.0).u64(self.branch.0).u64(self.learned.0);
         w.sealed()
     }
 
@@ -62,6 +66,8 @@ impl Durable {
             log_void: r.flag()?,
             configuration: r.configuration()?,
             settled: r.op()?,
+            branch: r.view()?,
+            learned: r.view()?,
         };
         if durable.promised < durable.formed {
             return Err(CodecError::Malformed("promised view below the formed one"));
@@ -85,6 +91,7 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overriding::Override;
     use crate::types::ServerId;
 
     fn sample() -> Durable {
@@ -98,8 +105,11 @@ mod tests {
             configuration: Configuration {
                 disks: [1, 2, 3, 0, 0, 0, 0],
                 needs_image: ServerSet(2),
+                overridden: Override::NONE,
             },
             settled: Op(12),
+            branch: View::NONE,
+            learned: View::new(0, 1, 3, ServerId(1)),
         }
     }
 

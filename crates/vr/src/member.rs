@@ -127,6 +127,7 @@ impl Replica {
             return;
         }
         assert!(install.members.contains(self.settings.me), "phase 2 goes to members only");
+        self.prepare_to_cross(&install, out);
         let staged = self.choose_base(&install, out);
         self.cp = self.cp.max(install.cp);
         if !staged {
@@ -151,6 +152,7 @@ impl Replica {
             || !matches!(self.stage, Stage::Promised { .. })
             || self.tagging.is_some()
             || !install.members.contains(self.settings.me)
+            || self.image_moves(install)
     }
 
     /// Which log becomes the view's: the current one, if it is a prefix of the adopted; else the staged.
@@ -168,9 +170,10 @@ impl Replica {
             }
             return false;
         }
-        let staged_fits = self.staged.is_some_and(|s| {
-            s.begin <= install.begin && s.end.next() >= install.begin && s.end <= install.end
-        });
+        let staged_fits = !install.overrides()
+            && self.staged.is_some_and(|s| {
+                s.begin <= install.begin && s.end.next() >= install.begin && s.end <= install.end
+            });
         if !staged_fits {
             self.stage_from(install.begin, true, out);
         }
@@ -261,6 +264,7 @@ impl Replica {
         );
         self.log = log;
         self.tag = Some(view);
+        self.follow(install.configuration.overridden.view, out);
         self.agreed = self.cp.min(log.end);
         self.staged = None;
         self.durable.formed = view;
@@ -268,6 +272,7 @@ impl Replica {
         self.durable.configuration = install.configuration;
         self.durable.settled = install.end;
         self.durable.log_void = false;
+        self.durable.branch = install.configuration.overridden.view;
         self.configuration = install.configuration;
         self.changes.clear();
         self.persist(out);

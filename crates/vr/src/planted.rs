@@ -33,6 +33,9 @@ pub enum Planted {
     RedoBeyondParts,
     /// Rule 10: GLB leaves absent copies out without a `needs image` mark.
     TrimIgnoresAbsent,
+    /// An override leaves the disks of the servers that it names admitted, and their images good. It takes an
+    /// operator to show: the scenarios of overrides hunt it.
+    OldEpochVotes,
     /// Rule 14: what ended a process is redone without care.
     RedoWithoutCare,
     /// Section 3: a reply leaves before CP covers its record.
@@ -44,7 +47,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// All of them, with the names the command line takes.
+    /// All that random worlds show, with the names the command line takes.
     pub const ALL: [(Planted, &'static str); 18] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),

@@ -71,8 +71,14 @@ impl Cluster {
                 formed: first,
                 members,
                 log_void: false,
-                configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+                configuration: Configuration {
+                    disks,
+                    needs_image: ServerSet::EMPTY,
+                    overridden: Override::NONE,
+                },
                 settled: Op::ZERO,
+                branch: View::NONE,
+                learned: View::NONE,
             };
             let start = Start {
                 durable,
@@ -166,7 +172,11 @@ impl Cluster {
                 Action::DiscardImage | Action::WantImage { .. } => panic!("no image is lost here"),
                 Action::Serving { .. } => server.serving = true,
                 Action::Stopped { .. } => server.serving = false,
-                Action::LogConfiguration(_) | Action::Formed { .. } | Action::Refusing { .. } => {}
+                Action::LogConfiguration(_)
+                | Action::Formed { .. }
+                | Action::CrossedOver
+                | Action::Overridden { .. }
+                | Action::Refusing { .. } => {}
             }
             actions.extend(more);
         }

@@ -19,7 +19,8 @@ const SECOND_DISK: u64 = 22;
 fn restart_old_change_in_the_log_does_not_undo_a_newer_one_that_is_settled() {
     let mut disks = [0; SERVERS_MAX];
     disks[..3].copy_from_slice(&[10, 11, SECOND_DISK]);
-    let configuration = Configuration { disks, needs_image: ServerSet::EMPTY };
+    let configuration =
+        Configuration { disks, needs_image: ServerSet::EMPTY, overridden: Override::NONE };
     let view = View::new(0, 1, 295, ME);
     let members = SHAPE.copies().collect();
     let durable = Durable {
@@ -31,6 +32,8 @@ fn restart_old_change_in_the_log_does_not_undo_a_newer_one_that_is_settled() {
         log_void: false,
         configuration,
         settled: Op(222),
+        branch: View::NONE,
+        learned: View::NONE,
     };
     let start = Start {
         durable,

@@ -35,6 +35,12 @@ impl EqualImages {
         require(NAME, known == *digest, || format!("{first} and {server} differ at op {op}"))
     }
 
+    /// An operator's override kept the history up to `kept`.
+    pub fn overridden(&mut self, kept: u64) {
+        self.digests.retain(|op, _| *op <= kept);
+        self.counts.retain(|op, _| *op <= kept);
+    }
+
     /// How many digests there are at `op`.
     pub fn count(&self, op: u64) -> u32 {
         self.counts.get(&op).copied().unwrap_or(0)
