@@ -32,6 +32,7 @@ pub mod marks;
 pub mod netbuf;
 pub mod offline;
 pub mod operator;
+pub mod overriding;
 pub mod poller;
 pub mod relay;
 pub mod reserve;
