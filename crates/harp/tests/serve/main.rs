@@ -8,4 +8,5 @@ mod exports;
 mod faults;
 mod files;
 mod formatting;
+mod overriding;
 mod relays;
