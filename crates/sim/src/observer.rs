@@ -251,7 +251,7 @@ impl Observer {
         self.overrides.push(kept);
         self.history.overridden(kept);
         self.acknowledged.overridden(kept);
-        self.images.overridden(kept);
+        self.images.overridden();
         self.executed.overridden(kept);
         self.view_complete.overridden(kept);
         self.glb_bound.overridden(pulse.glb);

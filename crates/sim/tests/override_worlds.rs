@@ -134,6 +134,7 @@ impl Disaster {
 fn live(seed: u64, n: u8) -> Result<End, Violation> {
     let mut world = World::new(Profile::draw(Wish::new(seed, n, OPS)));
     world.observer.keeps_past = true;
+    world.tracing = std::env::var("HARP_OVERRIDE_TRACE").is_ok();
     world.run_until(20 * SECOND, |world| world.requests_left <= OPS / 2)?;
     world.calm_down();
     let rng = Rng::new(seed, Stream::Nemesis);
@@ -158,6 +159,7 @@ fn live(seed: u64, n: u8) -> Result<End, Violation> {
 fn all(n: u8, seeds: std::ops::Range<u64>, least: usize) {
     let count = seeds.end - seeds.start;
     let ends: Vec<End> = seeds
+        .filter(|seed| only().is_none_or(|only| only == *seed))
         .map(|seed| match live(seed, n) {
             Ok(end) => end,
             Err(violation) => panic!("world {seed}, n = {n}: {violation}"),
@@ -181,6 +183,11 @@ fn worlds_of_three_servers_go_on_after_an_override() {
 #[test]
 fn worlds_of_five_servers_go_on_after_an_override() {
     all(2, 0..range(30), 3);
+}
+
+/// `HARP_OVERRIDE_WORLD` asks for one only; with `HARP_OVERRIDE_TRACE` its events are printed.
+fn only() -> Option<u64> {
+    std::env::var("HARP_OVERRIDE_WORLD").ok().and_then(|text| text.parse().ok())
 }
 
 /// `HARP_OVERRIDE_WORLDS` asks for more.

@@ -133,7 +133,6 @@ impl Replica {
         if !staged {
             self.agreed = self.agreed.max(install.cp.min(self.log.end));
         }
-        self.glb = self.glb.max(install.glb);
         let promise_left = self.settings.lengthened(install.lease_left);
         self.promise_until = self.promise_until.max(now.plus(promise_left));
         self.stage =
@@ -264,9 +263,11 @@ impl Replica {
         );
         self.log = log;
         self.tag = Some(view);
-        self.follow(install.configuration.overridden.view, out);
+        if self.branch != install.configuration.overridden.view {
+            self.glb = install.glb;
+            self.follow(install.configuration.overridden.view, out);
+        }
         self.agreed = self.cp.min(log.end);
-        self.staged = None;
         self.durable.formed = view;
         self.durable.members = install.members;
         self.durable.configuration = install.configuration;
@@ -275,6 +276,10 @@ impl Replica {
         self.durable.branch = install.configuration.overridden.view;
         self.configuration = install.configuration;
         self.changes.clear();
+        if self.staged.is_some() || install.overrides() {
+            self.before.clear(); // another log: what its records changed is not known one by one
+        }
+        self.staged = None;
         self.persist(out);
     }
 

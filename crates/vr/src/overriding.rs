@@ -542,6 +542,7 @@ impl Replica {
     /// stays known if that log goes on.
     pub(crate) fn prepare_to_cross(&mut self, install: &Install, out: &mut Vec<Action>) {
         if self.branch == install.configuration.overridden.view {
+            self.glb = self.glb.max(install.glb);
             return;
         }
         if self.staged.take().is_some() {
@@ -550,7 +551,8 @@ impl Replica {
         let goes_on = self.tag == Some(install.adopted);
         self.agreed = if goes_on { self.agreed } else { Op::ZERO };
         self.cp = self.agreed;
-        self.glb = Op::ZERO;
+        // Copies that are gone count for GLB until the log has the tag.
+        self.glb = self.glb.min(install.glb);
         out.push(Action::CrossedOver);
     }
 

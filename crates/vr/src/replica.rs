@@ -150,6 +150,8 @@ pub struct Replica {
     pub(crate) configuration: Configuration,
     /// Changes in the current log that the view file does not know yet.
     pub(crate) changes: Vec<(Op, ConfigurationChange)>,
+    /// At a copy: changes in the current log that its image does not have, and what each of them changed.
+    pub(crate) before: Vec<(Op, Configuration)>,
     pub(crate) peers: [Peer; SERVERS_MAX],
     pub(crate) stage: Stage,
     pub(crate) attempt: Option<Attempt>,
@@ -241,6 +243,7 @@ impl Replica {
             order: None,
             configuration: durable.configuration,
             changes: Vec::new(),
+            before: Vec::new(),
             peers: [Peer::default(); SERVERS_MAX],
             stage: Stage::Outside { since: now },
             attempt: None,
@@ -315,6 +318,12 @@ impl Replica {
     /// End of the current log.
     pub fn fp(&self) -> Op {
         self.log.end
+    }
+
+    /// The configuration right after `op`, which the image does not lie above.
+    pub fn configuration_at(&self, op: Op) -> &Configuration {
+        let later = self.before.iter().find(|(change, _)| *change > op);
+        later.map_or(&self.configuration, |(_, before)| before)
     }
 
     /// The replicated configuration.
@@ -515,6 +524,7 @@ impl Replica {
         let image = self.image.as_mut().expect("only copies checkpoint");
         assert!(lb >= *image && lb <= self.ap, "LB {lb} must lie in {image}..={}", self.ap);
         *image = lb;
+        self.before.retain(|(op, _)| *op > lb);
         self.advance_glb();
     }
 
@@ -547,6 +557,9 @@ impl Replica {
     /// from it at start.
     pub fn on_configuration(&mut self, op: Op, change: ConfigurationChange) {
         if op > self.durable.settled {
+            if self.image.is_some() {
+                self.before.push((op, self.configuration));
+            }
             self.configuration.change(self.settings.shape, change);
             self.changes.push((op, change));
         }

@@ -35,10 +35,10 @@ impl EqualImages {
         require(NAME, known == *digest, || format!("{first} and {server} differ at op {op}"))
     }
 
-    /// An operator's override kept the history up to `kept`.
-    pub fn overridden(&mut self, kept: u64) {
-        self.digests.retain(|op, _| *op <= kept);
-        self.counts.retain(|op, _| *op <= kept);
+    /// An operator's override: the configuration changed without an op.
+    pub fn overridden(&mut self) {
+        self.digests.clear();
+        self.counts.clear();
     }
 
     /// How many digests there are at `op`.
