@@ -254,3 +254,14 @@ fn created(p: &Planner<'_, '_>, before: &Object, dir: &Object, new: &Object) -> 
         dir: p.wcc(before, dir),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_given_out_again_in_another_epoch_has_another_generation() {
+        let now = Time { seconds: 1_750_000_000, nanos: 7 };
+        assert_ne!(generation(now, 35, [1; 8]), generation(now, 35, [2; 8]));
+    }
+}
