@@ -255,7 +255,7 @@ impl Observer {
         self.executed.overridden(kept);
         self.view_complete.overridden(kept);
         self.glb_bound.overridden(pulse.glb);
-        self.model.overridden(kept);
+        self.model.overridden(kept, cut);
         self.needs_image = needs_image;
         for request in &mut self.requests {
             request.from = request.from.min(kept);

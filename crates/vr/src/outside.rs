@@ -41,10 +41,10 @@ impl Replica {
         }
     }
 
-    /// An image of an older epoch is as good as none.
+    /// An image of another epoch is as good as none. (Whoever hears this may be primary before it hears it again.)
     fn presence_counted(&self, presence: Presence) -> Presence {
         let old = presence.branch != self.configuration.overridden.view;
-        if self.is_primary() && old && !self.planted(Planted::OldEpochVotes) {
+        if old && !self.planted(Planted::OldEpochVotes) {
             Presence { lb: Op::ZERO, loading: Some(Op::ZERO), ..presence }
         } else {
             presence

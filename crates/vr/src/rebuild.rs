@@ -311,7 +311,10 @@ impl Replica {
             let (disk, whole) = if server == self.settings.me {
                 (self.durable.incarnation.disk, self.has_image())
             } else {
-                let whole = |p: Presence| p.loading.is_none() && p.lb >= self.glb;
+                let branch = self.configuration.overridden.view;
+                let same =
+                    |p: &Presence| p.branch == branch || self.planted(Planted::OldEpochVotes);
+                let whole = |p: Presence| p.loading.is_none() && p.lb >= self.glb && same(&p);
                 (peer.incarnation.disk, peer.presence.is_some_and(whole))
             };
             let admitted = disk == self.configuration.disks[server.index()];

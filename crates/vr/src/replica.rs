@@ -541,7 +541,9 @@ impl Replica {
 
     /// The caller's log holds nothing below `begin` any more.
     pub fn on_trimmed(&mut self, begin: Op) {
-        let votes = self.tag.is_some() && self.settings.planted.is_none();
+        // Where it stood was right when it came there: GLB may be another history's since (an override).
+        let moves = begin > self.log.begin;
+        let votes = moves && self.tag.is_some() && self.settings.planted.is_none();
         assert!(!votes || begin.0 <= self.glb.0 + 1, "trimmed to {begin} beyond GLB {}", self.glb);
         self.log.begin = self.log.begin.max(begin);
     }

@@ -167,12 +167,12 @@ impl Model {
     }
 
     /// An operator's override kept what happened up to `op`: what came after it never did, and the write verifier
-    /// changes.
-    pub fn overridden(&mut self, op: u64) {
+    /// changes for all that was not in the log up to `cut`.
+    pub fn overridden(&mut self, op: u64, cut: u64) {
         self.op = self.op.min(op);
         self.floor = self.floor.min(op);
         self.former_verifiers.0.extend(self.write_verifier.take());
-        self.former_verifiers.1 = op;
+        self.former_verifiers.1 = cut;
         for inode in &mut self.inodes {
             for entry in &mut inode.entries {
                 entry.cut(op);
