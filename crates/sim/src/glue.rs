@@ -237,6 +237,7 @@ pub fn pulse(node: &Node, clock: &Clock, at: u64, life: u32) -> Pulse {
         ap: status.ap,
         lb: status.lb,
         glb: status.glb,
+        overridden: status.overridden,
         lease_until,
     }
 }

@@ -73,9 +73,15 @@ impl Cluster {
                 formed: first,
                 members,
                 log_void: false,
-                configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+                configuration: Configuration {
+                    disks,
+                    needs_image: ServerSet::EMPTY,
+                    overridden: Override::NONE,
+                },
                 settled: Op::ZERO,
                 memory: 0,
+                branch: View::NONE,
+                learned: View::NONE,
             };
             let start = Start {
                 durable,
@@ -170,7 +176,11 @@ impl Cluster {
                 Action::DiscardImage | Action::WantImage { .. } => panic!("no image is lost here"),
                 Action::Serving { .. } => server.serving = true,
                 Action::Stopped { .. } => server.serving = false,
-                Action::LogConfiguration(_) | Action::Formed { .. } | Action::Refusing { .. } => {}
+                Action::LogConfiguration(_)
+                | Action::Formed { .. }
+                | Action::CrossedOver
+                | Action::Overridden { .. }
+                | Action::Refusing { .. } => {}
             }
             actions.extend(more);
         }

@@ -17,7 +17,7 @@ fn incarnation(server: ServerId) -> Incarnation {
 fn configuration() -> Configuration {
     let mut disks = [0; SERVERS_MAX];
     Shape { n: N }.servers().for_each(|s| disks[s.index()] = incarnation(s).disk);
-    Configuration { disks, needs_image: ServerSet::EMPTY }
+    Configuration { disks, needs_image: ServerSet::EMPTY, overridden: Override::NONE }
 }
 
 /// A witness of five servers that took part in nothing since the group was formatted.
@@ -34,6 +34,8 @@ fn outsider() -> Replica {
         configuration: configuration(),
         settled: Op::ZERO,
         memory: 0,
+        branch: View::NONE,
+        learned: View::NONE,
     };
     let start = Start {
         durable,
@@ -61,6 +63,7 @@ fn tell(replica: &mut Replica, at: u64, from: ServerId, message: Message) -> Vec
 
 fn running(view: View) -> Message {
     Message::Presence(Presence {
+        branch: View::NONE,
         promised: view,
         formed: view,
         members: ServerSet::from_iter([PRIMARY, ServerId(2), ServerId(3)]),

@@ -169,8 +169,12 @@ impl Model {
                 Response::Write { wcc, count: wrote, verifier, .. },
             ) => {
                 need(count == wrote, "another count than was written")?;
-                let verifier_known = *self.write_verifier.get_or_insert(*verifier);
-                need(verifier_known == *verifier, "the write verifier changed")?;
+                let (former, upto) = &self.former_verifiers;
+                if moment.after > *upto || !former.contains(verifier) {
+                    need(!former.contains(verifier), "a write verifier of an older epoch")?;
+                    let verifier_known = *self.write_verifier.get_or_insert(*verifier);
+                    need(verifier_known == *verifier, "the write verifier changed")?;
+                }
                 self.check_wcc(*ino, wcc, moment)
             }
             (

@@ -23,6 +23,11 @@ impl GlbBound {
         self.emptied[server.index()] = true;
     }
 
+    /// An operator's override: the new history's primary knows this GLB.
+    pub fn overridden(&mut self, glb: u64) {
+        self.highest = glb;
+    }
+
     /// A server started, or its turn ended. `needs_image`: a committed record says so of it.
     pub fn check(&mut self, pulse: &Pulse, needs_image: bool) -> Verdict {
         self.highest = self.highest.max(pulse.glb);
