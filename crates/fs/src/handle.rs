@@ -126,6 +126,7 @@ impl HandleMaker {
 pub struct Volume {
     /// Makes and checks its handles.
     pub handles: HandleMaker,
+    export: u32,
     /// `fsid` in every object's attributes.
     pub fsid: u64,
     /// READDIR's verifier: cookies are stable, so it never changes.
@@ -148,14 +149,23 @@ impl Volume {
         capacity_blocks: u64,
         capacity_inodes: u64,
     ) -> Volume {
-        Volume {
-            handles: HandleMaker::new(group, export, key),
+        let handles = HandleMaker::new(group, export, key);
+        let mut volume = Volume {
+            handles,
+            export,
             fsid: constant(group, export, b"fsid", 0),
             list_verifier: constant(group, export, b"list", 0).to_be_bytes(),
-            write_verifier: constant(group, export, b"write", epoch).to_be_bytes(),
+            write_verifier: [0; 8],
             capacity_blocks,
             capacity_inodes,
-        }
+        };
+        volume.set_epoch(group, epoch);
+        volume
+    }
+
+    /// Another operator epoch has begun: nothing changes but the write verifier.
+    pub fn set_epoch(&mut self, group: &[u8; 16], epoch: u64) {
+        self.write_verifier = constant(group, self.export, b"write", epoch).to_be_bytes();
     }
 }
 

@@ -238,7 +238,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             log.pin(log.current().end());
         }
         if tag {
-            log.tag(7, 3, [5; 64], 2, &mut commands);
+            log.tag(7, 3, [5; harp_node::log::HEAD_EXTRA_BYTES], 2, &mut commands);
             carry_out(&mut commands, &mut disk, &mut log);
         }
         disk.into_input()

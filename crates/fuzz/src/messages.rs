@@ -6,8 +6,8 @@
 
 use harp_node::vr::codec::Writer;
 use harp_node::vr::{
-    Configuration, Durable, Envelope, Incarnation, Message, Nanos, Op, Prepare, SERVERS_MAX,
-    ServerId, ServerSet, Shape, View,
+    Configuration, Durable, Envelope, Incarnation, Message, Nanos, Op, Override, Prepare,
+    SERVERS_MAX, ServerId, ServerSet, Shape, View,
 };
 
 use crate::memory::within;
@@ -108,7 +108,7 @@ fn on_slot(slot: &[u8]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = (1..=16)
         .map(|number| {
-            let mut frame = vec![0; 260];
+            let mut frame = vec![0; 520];
             frame[33] = number;
             frame
         })
@@ -146,9 +146,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
         configuration: Configuration {
             disks: [1, 2, 3, 0, 0, 0, 0],
             needs_image: ServerSet::EMPTY,
+            overridden: Override::NONE,
         },
         settled: Op(3),
         memory: 5,
+        branch: View::NONE,
+        learned: View::NONE,
     };
     let slot = durable.encode(9);
     seeds.push(slot[8..].to_vec());

@@ -1,7 +1,7 @@
 //! Operators of one server: one line of JSON asks, one line answers. They come by its admin socket, or by its peer
 //! address with the group's key (see `operator`).
 //! Owns: the requests and answers, the serving side within the loop.
-//! Never: changes anything but by asking the node for a barrier, or telling it of the power supply.
+//! Never: changes anything but by asking the node for a barrier or an override, or telling it of the power supply.
 //! Invariant: at most [`ADMINS_MAX`] operators at once, each with one request of at most
 //! [`LINE_BYTES_MAX`] bytes under way.
 
@@ -11,12 +11,14 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use harp_node::NodeStatus;
+use harp_node::vr::{Override, View};
 use rustix::net::{SocketFlags, accept_with};
 use serde::{Deserialize, Serialize};
 
 use crate::config::to_hex;
 use crate::error::HarpError;
 use crate::netbuf::{Received, SendBuf, receive_into};
+use crate::overriding::{Answered, Wanted};
 use crate::poller::{Interest, Poller, Ready, Source};
 
 /// Operators at once.
@@ -39,6 +41,8 @@ pub enum Request {
     /// What the machine runs on from now on. Told that power is low, a server whose log is in memory answers when it
     /// is written out, and ends.
     Power(PowerState),
+    /// What an override would do, or to do it.
+    Override(Wanted),
 }
 
 /// What an operator, or a program that watches the power supply, says of it.
@@ -98,6 +102,48 @@ pub struct ServerStatus {
     pub mended: u64,
     /// The last one mended, in words.
     pub last_mended: Option<String>,
+    pub log_begin: u64,
+    pub log_end: u64,
+    /// Whether the log may be voted.
+    pub votes: bool,
+    /// Whether a copy's image is whole.
+    pub whole: bool,
+    /// The newest operator override.
+    pub overridden: Option<Overridden>,
+}
+
+/// The record that an operator's override left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overridden {
+    /// The epoch that it began.
+    pub epoch: u8,
+    /// The epoch's first view.
+    pub view: String,
+    /// When, in seconds since 1970.
+    pub at_seconds: u64,
+    /// The servers that were named absent.
+    pub absent: Vec<String>,
+    /// The history before it went on up to this op.
+    pub cut: u64,
+    /// The view whose log went on; null: files alone.
+    pub adopted: Option<String>,
+    /// Who asked for it.
+    pub by: String,
+}
+
+impl Overridden {
+    fn new(record: &Override) -> Option<Overridden> {
+        let name = |view: View| (view != View::NONE).then(|| view.to_string());
+        Some(Overridden {
+            epoch: record.view.epoch(),
+            view: name(record.view)?,
+            at_seconds: record.at_seconds,
+            absent: record.absent.iter().map(|server| server.to_string()).collect(),
+            cut: record.cut.0,
+            adopted: name(record.adopted),
+            by: record.operator(),
+        })
+    }
 }
 
 impl ServerStatus {
@@ -121,6 +167,11 @@ impl ServerStatus {
             serving: status.serving,
             log_bytes: status.log_bytes,
             unwritten_bytes: status.unwritten_bytes,
+            log_begin: status.log_begin,
+            log_end: status.log_end,
+            votes: status.votes,
+            whole: status.whole,
+            overridden: Overridden::new(&status.overridden),
             durability: durability.to_string(),
             damaged: status.repair.damaged,
             lost: status.repair.lost,
@@ -144,6 +195,8 @@ pub enum Answer {
     Digest(Result<String, String>),
     /// To `power`: so it is.
     Done,
+    /// To `override`.
+    Override(Answered),
     /// The request made no sense.
     Error(String),
 }
@@ -190,7 +243,7 @@ struct Admin {
     socket: OwnedFd,
     line: Vec<u8>,
     send: SendBuf,
-    /// The barrier that its answer waits for.
+    /// The barrier or override that its answer waits for.
     token: Option<u64>,
 }
 
@@ -285,8 +338,8 @@ impl Admins {
         }
     }
 
-    /// Remembers that a connection waits for a barrier; returns the barrier's token.
-    pub fn await_barrier(&mut self, slot: usize) -> u64 {
+    /// Remembers that a connection waits for a barrier or an override; returns its token.
+    pub fn await_token(&mut self, slot: usize) -> u64 {
         self.tokens += 1;
         if let Some(admin) = &mut self.slots[slot] {
             admin.token = Some(self.tokens);
@@ -299,6 +352,14 @@ impl Admins {
         let waits = |admin: &Option<Admin>| admin.as_ref().is_some_and(|a| a.token == Some(token));
         if let Some(slot) = self.slots.iter().position(waits) {
             self.answer(slot, &Answer::Barrier(op), poller);
+        }
+    }
+
+    /// Answers whoever gave that order.
+    pub fn on_overridden(&mut self, token: u64, answer: Answered, poller: &Poller) {
+        let waits = |admin: &Option<Admin>| admin.as_ref().is_some_and(|a| a.token == Some(token));
+        if let Some(slot) = self.slots.iter().position(waits) {
+            self.answer(slot, &Answer::Override(answer), poller);
         }
     }
 
@@ -376,7 +437,7 @@ mod tests {
                     Source::Admin(slot) => {
                         if let Some(asked) = admins.on_ready(ready, slot as usize, &poller) {
                             assert_eq!(asked.request, Request::Verify);
-                            let token = admins.await_barrier(asked.slot);
+                            let token = admins.await_token(asked.slot);
                             admins.on_barrier(token + 1, Some(1), &poller);
                             admins.on_barrier(token, Some(42), &poller);
                         }

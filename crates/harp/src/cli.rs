@@ -22,6 +22,7 @@ use crate::error::HarpError;
 use crate::export::{Exported, Owners, export};
 use crate::formatting::{self, Act};
 use crate::init::{InitOptions, init};
+use crate::overriding::{OverrideOptions, override_group};
 use crate::up::{UpOptions, up};
 use crate::{power, server, status, verify};
 
@@ -50,7 +51,9 @@ harp power mains|on-battery|low [--dir DIR | --config FILE]
                                         tell this machine's servers what it runs on
 harp export DIR DEST [--drop-owners]      copy the files out of a stopped server's directory
 harp bench ...                          load generators and reports
-harp volume, override                   not built yet
+harp override [--absent NAMES] [--dir DIR | --config FILE] [--yes-lose-data] [--json]
+                                        go on without servers that are gone for good
+harp volume                             not built yet
 ";
 
 fn usage(why: impl Into<String>) -> HarpError {
@@ -96,7 +99,7 @@ fn command(mut arguments: Vec<OsString>) -> Result<(), HarpError> {
         "bench" => run_bench(&rest),
         "init" => run_init(parser),
         "volume" => built_not("volume", "there are no block volumes"),
-        "override" => built_not("override", "bring back the servers that harp status names"),
+        "override" => run_override(parser),
         "export" => run_export(parser),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
@@ -355,6 +358,30 @@ fn run_power(mut parser: Parser) -> Result<(), HarpError> {
     power::tell(&Config::read(&file)?, state)
 }
 
+fn run_override(mut parser: Parser) -> Result<(), HarpError> {
+    let mut file = Path::new(DIR_DEFAULT).join(FILE_NAME);
+    let (mut options, mut names) = (OverrideOptions::default(), Vec::new());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("dir") => file = PathBuf::from(parser.value()?).join(FILE_NAME),
+            Long("config") => file = parser.value()?.into(),
+            Long("absent") => {
+                let list = parser.value()?.string()?;
+                names.extend(list.split(',').map(|name| name.trim().to_string()));
+            }
+            Long("yes-lose-data") => options.yes_lose_data = true,
+            Long("json") => options.json = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let config = Config::read(&file)?;
+    for name in names {
+        let unknown = || usage(format!("{} names no server {name:?}", file.display()));
+        options.absent.push(config.server_named(&name).ok_or_else(unknown)?);
+    }
+    override_group(&config, &options)
+}
+
 fn run_export(mut parser: Parser) -> Result<(), HarpError> {
     let (mut places, mut owners) = (Vec::new(), Owners::Keep);
     while let Some(argument) = parser.next()? {
@@ -435,9 +462,15 @@ mod tests {
 
     #[test]
     fn every_failure_is_one_line_and_a_code() {
-        for words in
-            ["", "fly", "init --dir x", "volume list", "override", "export /nowhere b", "power"]
-        {
+        for words in [
+            "",
+            "fly",
+            "init --dir x",
+            "volume list",
+            "override --absent a",
+            "export /nowhere b",
+            "power",
+        ] {
             let error = fails(words);
             assert_eq!(error.to_string().lines().count(), 1, "{words}: {error}");
             assert_ne!(error.exit_code(), 0);

@@ -9,6 +9,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds in a millisecond.
 pub const NANOS_PER_MS: u64 = 1_000_000;
+/// Nanoseconds in a second.
+pub const NANOS_PER_S: u64 = 1_000_000_000;
 
 fn nanos(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);

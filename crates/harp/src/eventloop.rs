@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use harp_node::log::{DiskCommand, DiskDone, MemoryTie, Ring};
-use harp_node::vr::{Nanos, Room};
+use harp_node::vr::{Nanos, OverrideAnswer, Room};
 use harp_node::{ConnId, Event, LookedUp, Node, Notice, Output, Power, StoreDone, StoreJob};
 
 use crate::admin::{Admins, Answer, Asked, PowerState, Request, ServerStatus, digest_answer};
@@ -25,6 +25,7 @@ use crate::gate::Gate;
 use crate::handshake::Purpose;
 use crate::links::{Arrival, Links};
 use crate::outliving;
+use crate::overriding::Answered;
 use crate::poller::{Interest, Poller, Ready, Source};
 use crate::relay::{self, NOT_SERVING, ORIGIN_BYTES, Relays, TAKEN};
 use crate::reserve::Reserve;
@@ -502,8 +503,15 @@ impl EventLoop {
             Request::Digest(op) => digest_answer(op, &node.status(now)),
             Request::Power(power) => return self.on_power(slot, power),
             Request::Verify => {
-                let token = admins.await_barrier(slot);
+                let token = admins.await_token(slot);
                 return node.step(now, Event::Verify { token }, &mut self.out);
+            }
+            Request::Override(wanted) => {
+                let token = admins.await_token(slot);
+                match wanted.order(token, now.wall / clock::NANOS_PER_S) {
+                    Some(order) => return node.step(now, Event::Override(order), &mut self.out),
+                    None => Answer::Error("no group has such servers".into()),
+                }
             }
         };
         admins.answer(slot, &answer, poller);
@@ -584,6 +592,17 @@ impl EventLoop {
             }
             Notice::Barrier { token, op } => {
                 self.parts.admins.on_barrier(token, op, &self.parts.poller);
+            }
+            Notice::Overridden { token, answer } => {
+                if let OverrideAnswer::Done { view, plan } = &answer {
+                    let (end, holder) = (plan.kept.end, plan.holder);
+                    let text = format!(
+                        "an operator's override: view {view} begins a new epoch at op {end}, as {holder} has it"
+                    );
+                    self.tell(ToSupervisor::Remark { text });
+                }
+                let answered = Answered::from(&answer);
+                self.parts.admins.on_overridden(token, answered, &self.parts.poller);
             }
             Notice::Digest { op, digest } => {
                 if let Err(why) = digest {

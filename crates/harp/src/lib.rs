@@ -33,6 +33,7 @@ pub mod netbuf;
 pub mod offline;
 pub mod operator;
 pub mod outliving;
+pub mod overriding;
 pub mod poller;
 pub mod power;
 pub mod relay;

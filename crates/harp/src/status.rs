@@ -10,7 +10,7 @@ use std::time::Duration;
 use harp_node::vr::{ServerId, ServerSet, Shape};
 use serde::Serialize;
 
-use crate::admin::{Answer, Request, ServerStatus};
+use crate::admin::{Answer, Overridden, Request, ServerStatus};
 use crate::config::{Config, durability_name};
 use crate::operator::ask;
 
@@ -35,6 +35,9 @@ pub struct GroupStatus {
     pub primary: Option<String>,
     /// When a record counts as held.
     pub durability: &'static str,
+    /// The newest operator override; null if there never was one.
+    #[serde(rename = "override")]
+    pub overridden: Option<Overridden>,
     /// All servers.
     pub nodes: Vec<NodeLine>,
 }
@@ -75,16 +78,21 @@ pub struct NodeLine {
 
 /// Asks every server of the group, all at once.
 pub fn gather(config: &Config) -> Document {
-    let answers: Vec<Option<ServerStatus>> = std::thread::scope(|scope| {
+    let answers = gather_answers(config);
+    let durability = durability_name(config.durability);
+    Document { groups: vec![merge(&config.name, config.shape(), durability, &answers)] }
+}
+
+/// What each server says of itself, asked all at once; `None`: no answer.
+pub fn gather_answers(config: &Config) -> Vec<Option<ServerStatus>> {
+    std::thread::scope(|scope| {
         let asking: Vec<_> = config
             .shape()
             .servers()
             .map(|server| scope.spawn(move || ask_one(config, server)))
             .collect();
         asking.into_iter().map(|thread| thread.join().expect("asking does not panic")).collect()
-    });
-    let durability = durability_name(config.durability);
-    Document { groups: vec![merge(&config.name, config.shape(), durability, &answers)] }
+    })
 }
 
 fn ask_one(config: &Config, server: ServerId) -> Option<ServerStatus> {
@@ -158,6 +166,7 @@ pub fn merge(
         view: newest.map(|status| status.formed.clone()),
         primary: primary.filter(|server| of(*server).is_some()).map(|server| server.to_string()),
         durability,
+        overridden: newest.and_then(|status| status.overridden.clone()),
         nodes: nodes.collect(),
     }
 }
@@ -165,6 +174,32 @@ pub fn merge(
 /// The document as one line of JSON.
 pub fn json(document: &Document) -> String {
     serde_json::to_string(document).expect("a status can always be encoded")
+}
+
+fn epoch_line(record: &Overridden) -> String {
+    let Overridden { epoch, at_seconds, absent, cut, by, .. } = record;
+    let what = match &absent[..] {
+        [] => "the loss of disks".into(),
+        names => format!("the absence of {}", names.join(", ")),
+    };
+    let when = utc(*at_seconds);
+    format!("epoch {epoch} since {when}: operator {by:?} overrode {what} at op {cut}")
+}
+
+/// A time in seconds since 1970 as people write it.
+fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March, so that leap days come last: counted from the year 0, in eras of 400 years.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hours, minutes, seconds) = (rest / 3_600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02} {hours:02}:{minutes:02}:{seconds:02} UTC")
 }
 
 /// The document as a table for people.
@@ -177,6 +212,9 @@ pub fn table(document: &Document) -> String {
         // Writing to a string does not fail.
         let _ =
             writeln!(text, "group {name}: view {view}, primary {primary}, durability {durability}");
+        if let Some(record) = &group.overridden {
+            let _ = writeln!(text, "{}", epoch_line(record));
+        }
         let _ = writeln!(
             text,
             "{:<5}{:>8}  {:<11}{:<9}{:>12}{:>12}{:>12}{:>12}{:>12}{:>9}{:>7}  state",
@@ -254,6 +292,11 @@ mod tests {
             lost: 0,
             mended: 0,
             last_mended: None,
+            log_begin: 1,
+            log_end: cp,
+            votes: true,
+            whole: true,
+            overridden: None,
         })
     }
 
@@ -277,6 +320,29 @@ mod tests {
         assert_eq!(roles(&gone), (None, vec!["down", "backup", "witness"]));
         let fresh = [says(0, &[], 0), None, says(0, &[], 0)];
         assert_eq!(roles(&fresh), (None, vec!["learner", "down", "witness"]));
+    }
+
+    #[test]
+    fn an_override_is_shown_for_ever() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_827_696), "2000-02-29 12:34:56 UTC");
+        assert_eq!(utc(1_798_761_599), "2026-12-31 23:59:59 UTC");
+        let mut status = says(3, &[0, 2], 7).expect("a status");
+        status.overridden = Some(Overridden {
+            epoch: 1,
+            view: "1.1.2.b".into(),
+            at_seconds: 0,
+            absent: vec!["a".into(), "c".into()],
+            cut: 77,
+            adopted: None,
+            by: "root".into(),
+        });
+        let group = merge("g", Shape { n: 1 }, "disk", &[Some(status), None, None]);
+        let document = Document { groups: vec![group] };
+        let line = "epoch 1 since 1970-01-01 00:00:00 UTC: operator \"root\" overrode the absence of a, c at op 77";
+        assert_eq!(table(&document).lines().nth(1), Some(line));
+        let parsed: serde_json::Value = serde_json::from_str(&json(&document)).expect("JSON");
+        assert_eq!(parsed["groups"][0]["override"]["cut"], 77);
     }
 
     #[test]

@@ -8,10 +8,12 @@
 use crate::ring::LogPos;
 
 /// Bytes in a head that belong to the log's user.
-pub const HEAD_EXTRA_BYTES: usize = 64;
+pub const HEAD_EXTRA_BYTES: usize = 104;
+/// Where they lie.
+const EXTRA_AT: usize = 128;
 
 /// Bytes of a slot that are in use.
-pub(crate) const HEAD_BYTES: usize = 192;
+pub(crate) const HEAD_BYTES: usize = 256;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"HpH1");
 const VERSION: u32 = 1;
@@ -90,7 +92,7 @@ impl Head {
                 to.copy_from_slice(&value.to_le_bytes());
             }
         }
-        bytes[128..192].copy_from_slice(&self.extra);
+        bytes[EXTRA_AT..EXTRA_AT + HEAD_EXTRA_BYTES].copy_from_slice(&self.extra);
         let crc = crc32c::crc32c(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -126,7 +128,7 @@ impl Head {
                 start: long(96),
                 end: long(104),
             }),
-            extra: bytes[128..192].try_into().expect("64 bytes"),
+            extra: bytes[EXTRA_AT..EXTRA_AT + HEAD_EXTRA_BYTES].try_into().expect("as many"),
         };
         let bounded = [head.sequence, head.generation, head.begin_pos, head.begin_op]
             .iter()

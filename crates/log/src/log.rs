@@ -300,6 +300,12 @@ impl Log {
         &self.durable_head.extra
     }
 
+    /// What was known to be committed beyond `cp` was of a history that does not go on: batches written from now
+    /// on do not claim it.
+    pub fn forget_commits(&mut self, cp: u64) {
+        self.cp = cp;
+    }
+
     fn write_space(&mut self, pos: u64, len: usize) -> &mut [u8] {
         debug_assert!(pos >= self.growing().tail.pos);
         // SAFETY: `&mut self` is the one writer. The place lies in the open batch, above the log's end;

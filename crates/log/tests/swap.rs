@@ -32,7 +32,7 @@ fn log_swap_interrupted_after_any_command_is_all_or_nothing() {
             let expected = if new { (2, 3, Some(2)) } else { (1, 3, Some(1)) };
             assert_eq!((log.begin(), log.end(), log.tag()), expected, "after {done} commands");
             assert_eq!(log.members(), if new { 3 } else { 5 });
-            assert_eq!(server.log.extra(), &[if new { 7 } else { 9 }; 64]);
+            assert_eq!(server.log.extra(), &[if new { 7 } else { 9 }; harp_log::HEAD_EXTRA_BYTES]);
         }
     }
 }

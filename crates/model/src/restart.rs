@@ -4,8 +4,8 @@
 //! Source: docs/protocol.md, rules 2, 3, 4.
 
 use harp_vr::{
-    Configuration, Durable, Incarnation, Op, Planted, Replica, SERVERS_MAX, ServerId, ServerSet,
-    Start, View,
+    Configuration, Durable, Incarnation, Op, Override, Planted, Replica, SERVERS_MAX, ServerId,
+    ServerSet, Start, View,
 };
 
 use crate::bounds::{Bounds, Durability, NOW};
@@ -47,7 +47,11 @@ fn first_disks(bounds: &Bounds) -> [u64; SERVERS_MAX] {
 
 /// A server's disk, formatted with the whole group (`first`) or alone, under the id `disk`.
 pub fn formatted(bounds: &Bounds, me: ServerId, first: bool, disk: u64) -> Disk {
-    let none = Configuration { disks: [0; SERVERS_MAX], needs_image: ServerSet::EMPTY };
+    let none = Configuration {
+        disks: [0; SERVERS_MAX],
+        needs_image: ServerSet::EMPTY,
+        overridden: Override::NONE,
+    };
     let members = bounds.shape().copies().collect();
     let (view, members, configuration) = match first {
         true => (first_view(), members, Configuration { disks: first_disks(bounds), ..none }),
@@ -69,6 +73,8 @@ pub fn formatted(bounds: &Bounds, me: ServerId, first: bool, disk: u64) -> Disk 
             configuration,
             settled: Op::ZERO,
             memory: 0,
+            branch: View::NONE,
+            learned: View::NONE,
         },
         writes: Vec::new(),
         adopting: None,

@@ -180,6 +180,7 @@ impl Turn<'_> {
             cp: Op::ZERO,
             lb: Op::ZERO,
             loading: None,
+            branch: View::NONE,
             glb: Op::ZERO,
             configuration: *replica.configuration(),
             room: replica.room(),
@@ -319,6 +320,9 @@ impl Turn<'_> {
                 replica.on_image_discarded(NOW, out);
             }
             Action::LogConfiguration(change) => self.append(Record::Change(change)),
+            Action::CrossedOver | Action::Overridden { .. } => {
+                unreachable!("no operator orders an override here")
+            }
             Action::WantImage { .. }
             | Action::Formed { .. }
             | Action::Serving { .. }

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use harp_log::{DiskCommand, DiskDone, LogPos};
-use harp_vr::{Nanos, Room, ServerId, Shape, View};
+use harp_vr::{Nanos, Order, OverrideAnswer, Room, ServerId, Shape, View};
 
 use crate::export::Export;
 use crate::halt::Suspects;
@@ -145,6 +145,8 @@ pub enum Event<'a> {
     /// What the machine runs on changed. After [`Power::Ending`] nothing leaves any more; [`Notice::WrittenOut`]
     /// follows.
     Power(Power),
+    /// An operator orders an override, or asks what one would do; see [`Notice::Overridden`].
+    Override(Order),
     /// The operator asks that all copies checkpoint and digest at one op; see [`Notice::Barrier`].
     Verify {
         /// Comes back in the notice.
@@ -189,6 +191,8 @@ pub enum Notice {
     Barrier { token: u64, op: Option<u64> },
     /// This copy's digest at the barrier `op`.
     Digest { op: u64, digest: Result<[u8; 32], String> },
+    /// What became of an operator's order.
+    Overridden { token: u64, answer: OverrideAnswer },
     /// No view can form; which predicate of rule 2 fails and whom to bring back.
     Refusing { why: String },
     /// This server must stop (rule 8): a write or sync failed. The world ends the process.
@@ -269,6 +273,17 @@ pub struct NodeStatus {
     pub log_bytes: u64,
     /// Bytes of it that count and are in memory alone; about.
     pub unwritten_bytes: u64,
+    /// First op of the log.
+    pub log_begin: u64,
+    /// Last op of the server's own log, and whether that may be voted.
+    pub log_end: u64,
+    pub votes: bool,
+    /// Whether a copy's image is whole.
+    pub whole: bool,
+    /// Whether the server's disk counts, as far as it knows.
+    pub admitted: bool,
+    /// The newest override of the history that it follows.
+    pub overridden: harp_vr::Override,
     /// The newest digest: op and result.
     pub digest: Option<(u64, Result<[u8; 32], String>)>,
     /// What became of damaged blocks.

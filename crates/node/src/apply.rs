@@ -135,7 +135,7 @@ impl Node {
             op,
             generation: copy.shadow.freeze(op),
             clients: copy.clients.freeze(),
-            configuration: configuration_row(self.replica.configuration()),
+            configuration: configuration_row(self.replica.configuration_at(Op(op))),
             partial: copy.is_partial_at(op),
             seals_damage: self.settings.planted == Some(Planted::DamageSealed),
         };

@@ -10,8 +10,8 @@ use harp_log::{
     AmnesiaWhy, DiskError, Evidence, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict, head_clean,
 };
 use harp_vr::{
-    Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Planted, Replica, SERVERS_MAX,
-    ServerId, ServerSet, Start, View,
+    Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Override, Planted, Replica,
+    SERVERS_MAX, ServerId, ServerSet, Start, View,
 };
 
 use crate::api::{Durability, Now, Settings};
@@ -154,9 +154,15 @@ impl Node {
             formed,
             members: if first { members } else { ServerSet::EMPTY },
             log_void: false,
-            configuration: Configuration { disks, needs_image: ServerSet::EMPTY },
+            configuration: Configuration {
+                disks,
+                needs_image: ServerSet::EMPTY,
+                overridden: Override::NONE,
+            },
             settled: Op::ZERO,
             memory: 0,
+            branch: View::NONE,
+            learned: View::NONE,
         };
         // The log first: a server without a view file has no promises to lose.
         let ring = Ring::on_heap(settings.segment_bytes as usize);

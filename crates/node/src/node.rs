@@ -201,6 +201,9 @@ impl Node {
             Event::Groups { uid, answer } => self.on_groups(now, uid, answer, out),
             Event::Space { room } => self.on_space(room, out),
             Event::Power(power) => self.on_power(power, out),
+            Event::Override(order) => {
+                self.replica.on_override(now.steady, order, &mut self.actions);
+            }
             Event::Verify { token } => {
                 if self.replica.is_serving() {
                     self.verify = Some(token);
@@ -329,7 +332,16 @@ impl Node {
             Action::Formed { view, members, primary } => {
                 out.notices.push(Notice::Formed { view, members, primary })
             }
-            Action::Serving { view } => out.notices.push(Notice::Serving { view }),
+            Action::CrossedOver => self.log.forget_commits(self.replica.cp().0),
+            Action::Overridden { token, answer } => {
+                out.notices.push(Notice::Overridden { token, answer })
+            }
+            Action::Serving { view } => {
+                // Clients send again what they are not sure of, after an override.
+                let overridden = self.replica.configuration().overridden.view;
+                self.volume.set_epoch(&self.settings.group, overridden.0);
+                out.notices.push(Notice::Serving { view })
+            }
             Action::Stopped { view } => {
                 self.forget_clients();
                 out.notices.push(Notice::Stopped { view });
@@ -729,6 +741,12 @@ impl Node {
                 true => self.log.unwritten_bytes(),
                 false => 0,
             },
+            log_begin: self.log.current().begin(),
+            log_end: self.log.current().end(),
+            votes: replica.votes(),
+            whole: self.copy.as_ref().is_some_and(|c| c.load.is_none()),
+            admitted: replica.is_admitted(),
+            overridden: replica.configuration().overridden,
             digest: self.copy.as_ref().and_then(|c| c.digest.clone()),
             repair: self.copy.as_ref().map_or_else(RepairStatus::default, |c| c.repair.status()),
         }

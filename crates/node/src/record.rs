@@ -4,7 +4,7 @@
 //! Invariant: bytes from a disk or a peer give a typed error, never a panic.
 //! Source: ARCHITECTURE.md; docs/disk-format.md.
 
-use harp_vr::{ConfigurationChange, SERVERS_MAX, ServerId};
+use harp_vr::{ConfigurationChange, SERVERS_MAX, ServerId, View};
 
 /// Kinds of records.
 pub mod kind {
@@ -125,6 +125,7 @@ pub fn write_configuration(change: ConfigurationChange, body: &mut [u8]) {
         ConfigurationChange::Admit { server, disk } => (1, server, disk),
         ConfigurationChange::NeedsImage { server } => (2, server, 0),
         ConfigurationChange::HasImage { server } => (3, server, 0),
+        ConfigurationChange::Overridden { server, view } => (4, server, view.0),
     };
     body[..CONFIGURATION_BYTES].fill(0);
     body[0] = what;
@@ -142,6 +143,10 @@ pub fn configuration(body: &[u8]) -> Result<ConfigurationChange, BadBody> {
         1 => Ok(ConfigurationChange::Admit { server, disk: u64::from_le_bytes(array(body, 8)) }),
         2 => Ok(ConfigurationChange::NeedsImage { server }),
         3 => Ok(ConfigurationChange::HasImage { server }),
+        4 => {
+            let view = View(u64::from_le_bytes(array(body, 8)));
+            Ok(ConfigurationChange::Overridden { server, view })
+        }
         _ => Err(BadBody("an unknown configuration change")),
     }
 }
@@ -175,6 +180,7 @@ mod tests {
             ConfigurationChange::Admit { server: ServerId(2), disk: 77 },
             ConfigurationChange::NeedsImage { server: ServerId(1) },
             ConfigurationChange::HasImage { server: ServerId(1) },
+            ConfigurationChange::Overridden { server: ServerId(1), view: View(1 << 56 | 1) },
         ] {
             let mut body = [0; CONFIGURATION_BYTES];
             write_configuration(change, &mut body);

@@ -238,6 +238,7 @@ pub fn pulse(node: &Node, clock: &Clock, at: u64, life: u32) -> Pulse {
         lb: status.lb,
         glb: status.glb,
         marked: node.replica().durable().configuration.needs_image,
+        overridden: status.overridden,
         lease_until,
     }
 }

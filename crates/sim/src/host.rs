@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use harp_node::log::{DiskCommand, DiskDone, DiskRunner, Ring};
-use harp_node::vr::{Nanos, ServerId};
+use harp_node::vr::{Nanos, Order, ServerId};
 use harp_node::{ConnId, LookedUp, Node, Output, Power, StoreDone, StoreJob, Suspects};
 
 use crate::clock::Clock;
@@ -41,6 +41,8 @@ pub enum Incoming {
     Power(Power),
     /// The operator asks for a barrier.
     Verify(u64),
+    /// The operator orders an override.
+    Override(Order),
 }
 
 /// What dies with a process.

@@ -21,7 +21,7 @@ use crate::properties::{
     executed_once::ExecutedOnce, failed_disk_stops::FailedDiskStops, glb_bound::GlbBound,
     held_by_members::HeldByMembers, log_survives::LogSurvives, longest_log::LongestLog,
     no_loop::NoLoop, one_history::OneHistory, one_lease::OneLease, one_primary::OnePrimary,
-    pointer_order, refusals::Refusals, view_complete::ViewComplete, votes::Votes,
+    override_keeps, pointer_order, refusals::Refusals, view_complete::ViewComplete, votes::Votes,
     witness_keeps_log::WitnessKeepsLog,
 };
 
@@ -124,6 +124,12 @@ pub struct Observer {
     view_complete: ViewComplete,
     executed: ExecutedOnce,
     glb_bound: GlbBound,
+    /// The newest override that a primary served under.
+    pub branch: View,
+    /// How far the history before each override was kept.
+    pub overrides: Vec<u64>,
+    /// Nothing of the past is forgotten: somebody may go back to it.
+    pub keeps_past: bool,
     /// Each server's newest pulse.
     pulses: [Option<Pulse>; SERVERS_MAX],
     /// Whether each server's log held nothing at its last turn.
@@ -161,6 +167,9 @@ impl Observer {
             view_complete: ViewComplete::default(),
             executed: ExecutedOnce::default(),
             glb_bound: GlbBound::default(),
+            branch: View::NONE,
+            overrides: Vec::new(),
+            keeps_past: false,
             pulses: [None; SERVERS_MAX],
             empty_logs: [true; SERVERS_MAX],
             needs_image: ServerSet::EMPTY,
@@ -214,7 +223,8 @@ impl Observer {
         }
         let oldest = self.requests.get(self.oldest_open as usize);
         let acknowledged = self.acknowledged.acknowledged();
-        self.model.floor = oldest.map_or(acknowledged, |oldest| oldest.from);
+        let floor = oldest.map_or(acknowledged, |oldest| oldest.from);
+        self.model.floor = if self.keeps_past { 0 } else { floor };
         bytes
     }
 
@@ -232,9 +242,56 @@ impl Observer {
 
     /// A server has just started: it had this view file, and this state.
     pub fn booted(&mut self, pulse: &Pulse) -> Verdict {
-        self.glb_bound.check(pulse, self.needs_image.contains(pulse.server))?;
-        self.witness_log.check(self.shape, pulse, self.needs_image)?;
+        if self.follows(pulse) {
+            self.glb_bound.check(pulse, self.needs_image.contains(pulse.server))?;
+            self.witness_log.check(self.shape, pulse, self.needs_image)?;
+        }
         self.survives.check(pulse)
+    }
+
+    /// Whether a server is of the newest epoch; another's pointers mean nothing to this one.
+    fn follows(&self, pulse: &Pulse) -> bool {
+        pulse.overridden.view == self.branch
+    }
+
+    /// Whether the primary of this pulse is the first to serve after an operator's override.
+    pub fn is_overridden(&self, pulse: &Pulse) -> bool {
+        pulse.serving && pulse.overridden.view > self.branch
+    }
+
+    /// An operator's override is done: the primary of this pulse serves with a log of these records. What the
+    /// override gave up never happened.
+    pub fn overridden(
+        &mut self,
+        pulse: &Pulse,
+        needs_image: ServerSet,
+        records: impl Iterator<Item = CommittedRecord>,
+    ) -> Verdict {
+        let overridden = pulse.overridden;
+        let (cut, committed) = (overridden.cut.0, self.history.committed());
+        let mut differing = records.filter(|r| !self.history.agrees(r.op, r.crc, r.view));
+        let kept = differing.next().map_or(cut, |record| record.op - 1).min(cut).min(committed);
+        let adopted = self.view_complete.committed_upto(overridden.adopted);
+        override_keeps::check(&overridden, kept, committed, adopted)?;
+        self.branch = overridden.view;
+        self.overrides.push(kept);
+        self.history.overridden(kept);
+        self.acknowledged.overridden(kept);
+        self.images.overridden();
+        self.executed.overridden(kept);
+        self.view_complete.overridden(kept);
+        self.glb_bound.overridden(pulse.server, pulse.glb);
+        self.witness_log.overridden();
+        self.model.overridden(kept, cut);
+        self.needs_image = needs_image;
+        for request in &mut self.requests {
+            request.from = request.from.min(kept);
+            if request.shows > kept && !request.answered {
+                request.answer = Answer::default();
+            }
+            request.shows = request.shows.min(kept);
+        }
+        Ok(())
     }
 
     /// A server's process ended.
@@ -295,7 +352,8 @@ impl Observer {
         match &envelope.message {
             Said::Promise { report, .. } => {
                 let committed = self.view_complete.committed_upto(report.formed);
-                self.votes.check_report(server, report, committed)
+                let same = report.settled.overridden.view == self.branch;
+                self.votes.check_report(server, report, if same { committed } else { 0 })
             }
             Said::Prepare(_) | Said::PrepareOk(_) => Ok(()),
             Said::Install(install) => self.longest_log.sent(server, install),
@@ -332,7 +390,7 @@ impl Observer {
                 | ConfigurationChange::NeedsImage { server },
             ) => self.needs_image.insert(server),
             Some(ConfigurationChange::HasImage { server }) => self.needs_image.remove(server),
-            None => {}
+            Some(ConfigurationChange::Overridden { .. }) | None => {}
         }
     }
 
@@ -365,12 +423,17 @@ impl Observer {
 
     fn turn_pointers(&mut self, pulse: &Pulse) -> Verdict {
         let needs_image = self.needs_image.contains(pulse.server);
-        pointer_order::check(pulse, !needs_image)?;
-        self.glb_bound.check(pulse, needs_image)?;
+        let follows = self.follows(pulse);
+        pointer_order::check(pulse, !needs_image && follows)?;
+        if follows {
+            self.glb_bound.check(pulse, needs_image)?;
+        }
         self.one_primary.check(self.shape, pulse)?;
         self.apply_bound.check(pulse)?;
-        self.witness_log.check(self.shape, pulse, self.needs_image)?;
-        self.view_complete.check(pulse)?;
+        if follows {
+            self.witness_log.check(self.shape, pulse, self.needs_image)?;
+            self.view_complete.check(pulse)?;
+        }
         // A primary with a lease that only its own clock believes in is what wild clocks make.
         if self.clocks_keep_bound { self.acknowledged.check(pulse) } else { Ok(()) }
     }

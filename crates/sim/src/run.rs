@@ -2,7 +2,7 @@
 //! Owns: the phases, their limits, and what a run reports.
 //! Never: calls a run good that committed less than nine tenths of its operations.
 
-use harp_node::vr::ServerId;
+use harp_node::vr::{Order, ServerId};
 
 use crate::intent::Intent;
 use crate::model::{Kind, ROOT};
@@ -239,6 +239,12 @@ impl World {
     /// The operator asks `server` for a barrier at which all copies digest their images.
     pub fn verify(&mut self, server: ServerId, token: u64) {
         self.deliver(server, crate::host::Incoming::Verify(token));
+    }
+
+    /// The operator orders an override of `server`; [`World::overridden`] has the answer.
+    pub fn order(&mut self, server: ServerId, order: Order) {
+        self.overridden = None;
+        self.deliver(server, crate::host::Incoming::Override(order));
     }
 
     /// What every server says of itself, for people.

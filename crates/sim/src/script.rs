@@ -8,7 +8,10 @@ use std::rc::Rc;
 
 use harp_node::GroupSource;
 use harp_node::fs::request::Status;
-use harp_node::vr::{Envelope, Message as Said, ServerId, ServerSet, View};
+use harp_node::vr::{
+    Consent, Envelope, Message as Said, Order, OverrideAnswer, Plan, Planted, ServerId, ServerSet,
+    View,
+};
 
 use crate::intent::{How, Intent};
 use crate::model::{Ino, ROOT};
@@ -115,6 +118,12 @@ impl Stage {
         let mut profile = Profile::calm(Wish::new(1, n, 0));
         profile.groups = GroupSource::Server;
         Stage::of(profile).formed()
+    }
+
+    /// A freshly formatted group that breaks a rule.
+    pub fn planted(n: u8, bug: Planted) -> Stage {
+        let wish = Wish { planted: Some(bug), ..Wish::new(1, n, 0) };
+        Stage::of(Profile::calm(wish)).formed()
     }
 
     fn formed(mut self) -> Stage {
@@ -325,6 +334,35 @@ impl Stage {
         let (status, ino) = self.call(0, create(number));
         assert_eq!(status, Status::Ok);
         ino.expect("a created file")
+    }
+
+    /// The operator asks `server` what an override without `absent` would do (`consent`: nothing), or orders it.
+    #[track_caller]
+    pub fn order(
+        &mut self,
+        server: ServerId,
+        absent: &[ServerId],
+        consent: Option<Consent>,
+    ) -> OverrideAnswer {
+        let absent = absent.iter().copied().collect();
+        let by = *b"the operator\0\0";
+        self.world.order(server, Order { token: 1, absent, consent, at_seconds: 7, by });
+        self.until("the order is answered", |world| world.overridden.is_some());
+        self.world.overridden.clone().expect("answered")
+    }
+
+    /// The operator looks at what an override would do, agrees, and orders it.
+    #[track_caller]
+    pub fn override_by(&mut self, server: ServerId, absent: &[ServerId]) -> Plan {
+        let plan = match self.order(server, absent, None) {
+            OverrideAnswer::Would(plan) => plan,
+            other => self.fail(&format!("an override would do something: {other:?}")),
+        };
+        match self.order(server, absent, Some(plan.kept)) {
+            OverrideAnswer::Done { plan: done, .. } => assert_eq!(done, plan),
+            other => self.fail(&format!("an override is done: {other:?}")),
+        }
+        plan
     }
 
     /// Waits until all copies are members, compares their images, reads everything back.

@@ -107,6 +107,7 @@ impl World {
                     }
                     node.step(now, Event::Power(power), out);
                 }
+                Incoming::Override(order) => node.step(now, Event::Override(order), out),
                 Incoming::Verify(token) => node.step(now, Event::Verify { token }, out),
                 Incoming::Frame(slot) => {
                     let message = self.mail.get(slot);
@@ -140,6 +141,11 @@ impl World {
         let host = &mut self.hosts[server.index()];
         let process = host.process.as_mut().expect("it lives");
         let pulse = glue::pulse(&process.node, &host.clock, end, host.life);
+        if self.observer.is_overridden(&pulse) {
+            self.override_seen(server, &pulse)?;
+        }
+        let host = &mut self.hosts[server.index()];
+        let process = host.process.as_mut().expect("it lives");
         // A server that takes no part in its view may know of commitments that its own log lacks; but a
         // primary may commit, answer, and leave its view in one turn.
         let led = self.observer.led(&pulse) && answers;
@@ -184,6 +190,26 @@ impl World {
         let timeout = self.profile.failure_timeout;
         let silence = timeout - timeout.min(timeout * 2 * self.profile.clock_ppm_max / 1_000_000);
         self.observer.refusals.check(self.profile.shape, pulse, own, refusal, silence)
+    }
+
+    /// The first primary of a new epoch serves: the observer goes back to where its history begins.
+    fn override_seen(&mut self, server: ServerId, pulse: &Pulse) -> Verdict {
+        let process = self.hosts[server.index()].process.as_ref().expect("it lives");
+        let begin = process.node.log().current().begin();
+        let records =
+            (begin..=pulse.overridden.cut.0).filter_map(|op| glue::committed(&process.node, op));
+        let needs_image = process.node.replica().configuration().needs_image;
+        self.observer.overridden(pulse, needs_image, records)?;
+        let kept = *self.observer.overrides.last().expect("just overridden");
+        note!(self, "{server} serves after an override that kept {kept} ops");
+        // What another copy had is given up with its image.
+        self.blocks_lost |= self.any_damage();
+        for host in &mut self.hosts {
+            if let Some(process) = &mut host.process {
+                process.counted = process.counted.min(kept);
+            }
+        }
+        Ok(())
     }
 
     /// Sends, answers, and hands commands and jobs to their threads.
@@ -356,6 +382,7 @@ impl World {
                 Notice::Serving { view } => self.now_serves(server, *view),
                 Notice::Stopped { view } => self.serves_no_longer(server, *view),
                 Notice::Barrier { token, op } => self.barrier = Some((*token, *op)),
+                Notice::Overridden { answer, .. } => self.overridden = Some(answer.clone()),
                 Notice::Digest { op, digest } => {
                     let damage = self.profile.faults.contains(Fault::BlockDamage);
                     self.observer.images.digested(server, *op, digest, damage)?;

@@ -3,7 +3,7 @@
 //! Never: reads a wall clock, starts a thread, or lets the order of a hash table matter.
 //! Invariant: the same wish gives the same sequence of events; `trace` is its running hash.
 
-use harp_node::vr::{Durable, Envelope, Planted, ServerId, ServerSet, View};
+use harp_node::vr::{Durable, Envelope, OverrideAnswer, Planted, ServerId, ServerSet, View};
 
 use crate::client::Client;
 use crate::clock::Clock;
@@ -85,6 +85,8 @@ pub struct World {
     pub(crate) blocks_lost: bool,
     /// The barrier that the primary answered last, by token.
     pub(crate) barrier: Option<(u64, Option<u64>)>,
+    /// What became of the operator's last order.
+    pub overridden: Option<OverrideAnswer>,
 }
 
 /// A world with more events than this, and so many for each operation, has run away.
@@ -143,6 +145,7 @@ impl World {
             buffers: Vec::new(),
             blocks_lost: false,
             barrier: None,
+            overridden: None,
             profile,
         };
         world.observer.model.may_run_out = world.profile.may_run_out();

@@ -5,6 +5,7 @@
 
 use crate::durable::Durable;
 use crate::message::{Configuration, Message};
+use crate::overriding::OverrideAnswer;
 use crate::types::{Op, ServerId, ServerSet, View};
 
 /// What the caller is to do, in order.
@@ -99,6 +100,15 @@ pub enum Action {
         /// The view.
         view: View,
     },
+    /// What was known to be committed was of a history that an operator overrode.
+    CrossedOver,
+    /// What became of an operator's order.
+    Overridden {
+        /// Which order.
+        token: u64,
+        /// What became of it.
+        answer: OverrideAnswer,
+    },
     /// No view can form for now.
     Refusing {
         /// Which predicate fails and whom to bring back.
@@ -125,6 +135,13 @@ pub enum ConfigurationChange {
     HasImage {
         /// The copy.
         server: ServerId,
+    },
+    /// The history was overridden by an operator: says so in the log, and makes the image say so.
+    Overridden {
+        /// Who carried it out.
+        server: ServerId,
+        /// The view that it began with.
+        view: View,
     },
 }
 

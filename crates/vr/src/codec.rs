@@ -6,6 +6,7 @@ use crate::message::Past;
 use crate::message::{
     Configuration, Envelope, Install, Message, Prepare, PrepareOk, Presence, Report,
 };
+use crate::overriding::Override;
 use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
 
@@ -94,7 +95,9 @@ impl Writer {
         value.disks.iter().for_each(|d| {
             self.u64(*d);
         });
-        self.u8(value.needs_image.0)
+        self.u8(value.needs_image.0);
+        let Override { view, adopted, cut, at_seconds, absent, by } = value.overridden;
+        self.u64(view.0).u64(adopted.0).u64(cut.0).u64(at_seconds).u8(absent.0).bytes(&by)
     }
 }
 
@@ -178,7 +181,16 @@ impl<'a> Reader<'a> {
         for disk in &mut disks {
             *disk = self.u64()?;
         }
-        Ok(Configuration { disks, needs_image: self.servers()? })
+        let needs_image = self.servers()?;
+        let overridden = Override {
+            view: self.view()?,
+            adopted: self.view()?,
+            cut: self.op()?,
+            at_seconds: self.u64()?,
+            absent: self.servers()?,
+            by: self.array()?,
+        };
+        Ok(Configuration { disks, needs_image, overridden })
     }
 
     /// Takes a set of servers.
@@ -283,7 +295,7 @@ fn encode_message(message: &Message, w: &mut Writer) {
             w.u8(number::PRESENCE).u64(p.promised.0).u64(p.formed.0).u8(p.members.0);
             w.u8(p.serving as u8).u8(p.normal as u8).u64(p.cp.0).u64(p.lb.0).u64(p.glb.0);
             w.u8(p.loading.is_some() as u8).u64(p.loading.unwrap_or_default().0);
-            w.configuration(&p.configuration);
+            w.u64(p.branch.0).configuration(&p.configuration);
             let Room { op, blocks, more_blocks, grows } = p.room;
             w.u64(op.0).u64(blocks).u64(more_blocks).u8(grows as u8);
         }
@@ -352,23 +364,33 @@ fn encode_report(report: &Report, w: &mut Writer) {
     w.u8(report.image.is_some() as u8).u64(report.image.unwrap_or_default().0);
     w.u64(report.glb.0).u64(report.level.0).u64(report.lease_left);
     w.configuration(&report.configuration).configuration(&report.settled);
+    w.u64(report.branch.0).u64(report.reached.0).u8(report.files.is_some() as u8);
+    w.u64(report.files.unwrap_or_default().0).u64(report.applied.0);
 }
 
 fn decode_report(r: &mut Reader<'_>) -> Result<Report, CodecError> {
     let (formed, members) = (r.view()?, r.servers()?);
     let (has_log, begin, end, cp) = (r.flag()?, r.op()?, r.op()?, r.op()?);
     let (has_image, lb) = (r.flag()?, r.op()?);
+    let (glb, level, lease_left) = (r.op()?, r.op()?, r.u64()?);
+    let (configuration, settled) = (r.configuration()?, r.configuration()?);
+    let (branch, reached) = (r.view()?, r.view()?);
+    let (has_files, files) = (r.flag()?, r.op()?);
     Ok(Report {
         formed,
         members,
         log: has_log.then_some((begin, end)),
         cp,
         image: has_image.then_some(lb),
-        glb: r.op()?,
-        level: r.op()?,
-        lease_left: r.u64()?,
-        configuration: r.configuration()?,
-        settled: r.configuration()?,
+        glb,
+        level,
+        lease_left,
+        configuration,
+        settled,
+        branch,
+        reached,
+        files: has_files.then_some(files),
+        applied: r.op()?,
     })
 }
 
@@ -377,7 +399,8 @@ fn decode_presence(r: &mut Reader<'_>) -> Result<Presence, CodecError> {
     let (serving, normal) = (r.flag()?, r.flag()?);
     let (cp, lb, glb) = (r.op()?, r.op()?, r.op()?);
     let (loads, at) = (r.flag()?, r.op()?);
-    let (loading, configuration) = (loads.then_some(at), r.configuration()?);
+    let (loading, branch) = (loads.then_some(at), r.view()?);
+    let configuration = r.configuration()?;
     let room = Room { op: Op(r.u64()?), blocks: r.u64()?, more_blocks: r.u64()?, grows: r.flag()? };
     Ok(Presence {
         promised,
@@ -389,6 +412,7 @@ fn decode_presence(r: &mut Reader<'_>) -> Result<Presence, CodecError> {
         lb,
         loading,
         glb,
+        branch,
         configuration,
         room,
     })
@@ -457,8 +481,18 @@ mod tests {
     use super::*;
 
     fn samples() -> Vec<Message> {
-        let configuration =
-            Configuration { disks: [1, 2, 3, 4, 5, 6, 7], needs_image: ServerSet(1) };
+        let configuration = Configuration {
+            disks: [1, 2, 3, 4, 5, 6, 7],
+            needs_image: ServerSet(1),
+            overridden: Override {
+                view: View::new(1, 1, 7, ServerId(1)),
+                adopted: View::new(0, 1, 6, ServerId(0)),
+                cut: Op(4),
+                at_seconds: 1_800_000_000,
+                absent: ServerSet(4),
+                by: *b"an operator\0\0\0",
+            },
+        };
         let report = Report {
             formed: View(3),
             members: ServerSet(3),
@@ -470,6 +504,10 @@ mod tests {
             lease_left: 5,
             configuration,
             settled: Configuration { needs_image: ServerSet::EMPTY, ..configuration },
+            branch: View::new(1, 1, 7, ServerId(1)),
+            reached: View(3),
+            files: Some(Op(4)),
+            applied: Op(5),
         };
         let (view, op) = (View::new(0, 1, 7, ServerId(2)), Op(5));
         vec![
@@ -483,6 +521,7 @@ mod tests {
                 lb: op,
                 loading: Some(op),
                 glb: op,
+                branch: View::NONE,
                 configuration,
                 room: Room { op, blocks: 7, more_blocks: 8, grows: true },
             }),

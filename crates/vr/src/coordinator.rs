@@ -100,7 +100,8 @@ impl std::fmt::Display for Refusal {
 impl Replica {
     /// Starts a view change, or does nothing if too few servers can be heard.
     pub(crate) fn start_attempt(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        let able = self.settings.shape.is_copy(self.settings.me) && self.is_admitted();
+        let able = self.settings.shape.is_copy(self.settings.me)
+            && (self.is_admitted() || self.has_order());
         if !able || self.is_halted() || now < self.retry_at {
             return;
         }
@@ -193,6 +194,9 @@ impl Replica {
         if attempt.install.is_some() || attempt.promises[self.me_index()].is_none() {
             return;
         }
+        if self.has_order() {
+            return self.try_order(now, out);
+        }
         let awaited =
             self.others().any(|s| attempt.promises[s.index()].is_none() && !self.is_silent(now, s));
         let patient = now.since(attempt.since) < self.settings.failure_timeout / 4;
@@ -207,7 +211,7 @@ impl Replica {
         }
     }
 
-    fn start_phase_two(&mut self, now: Nanos, install: Install, out: &mut Vec<Action>) {
+    pub(crate) fn start_phase_two(&mut self, now: Nanos, install: Install, out: &mut Vec<Action>) {
         self.refusing = None;
         let attempt = self.attempt.as_mut().expect("an attempt was judged");
         attempt.install = Some((install, now));
@@ -221,7 +225,10 @@ impl Replica {
         attempt.sent = now;
         let waited = now.since(decided);
         let install = Install { lease_left: install.lease_left.saturating_sub(waited), ..install };
-        for to in install.members.iter().filter(|m| *m != me) {
+        // An override is begun by the one who ordered it, alone, or not at all.
+        let told = if self.has_begun(&install) { install.members } else { ServerSet::EMPTY };
+        let Some(attempt) = &self.attempt else { return };
+        for to in told.iter().filter(|m| *m != me) {
             if attempt.is_promised_by(to, self.peers[to.index()].incarnation) {
                 out.push(Action::Send { to, message: Message::Install(install) });
             }
@@ -256,6 +263,8 @@ impl Replica {
             .into_iter()
             .filter(|(s, p)| settled.disks[s.index()] == p.incarnation.disk)
             .collect();
+        // What a server knows of a history that was overridden says nothing about this one.
+        let same = |p: &Promised| p.report.branch == settled.overridden.view;
         let have: ServerSet = counted.iter().map(|(s, _)| *s).collect();
         let need = need + usize::from(self.planted(Planted::RefuseWithoutCause));
         if have.len() < need {
@@ -278,14 +287,16 @@ impl Replica {
             return Err(Refusal::Log { formed, members: top.1.report.members }); // (c), the log
         };
         let (begin, end) = held.report.log.expect("a holder has a log");
-        let cp = counted.iter().map(|(_, p)| p.report.cp).max().expect("n+1 promises");
+        let known = || counted.iter().filter(|(_, p)| same(p));
+        let cp = known().map(|(_, p)| p.report.cp).max().unwrap_or_default();
         if cp > end && self.settings.planted.is_none() {
             // More was committed than the best log holds: it is not the complete history (c).
             return Err(Refusal::Log { formed, members: top.1.report.members });
         }
-        let glb = counted.iter().map(|(_, p)| p.report.glb).max().expect("n+1 promises");
+        let glb = known().map(|(_, p)| p.report.glb).max().unwrap_or_default();
         let begin = glb.next().max(begin);
-        let members = self.choose_members(now, &counted, formed, (begin, end))?;
+        let first = (formed, top.1.report.members, settled.overridden.view);
+        let members = self.choose_members(now, &counted, first, (begin, end))?;
         let left = counted.iter().map(|(_, p)| {
             self.settings.lengthened(p.report.lease_left).saturating_sub(now.since(p.received))
         });
@@ -315,13 +326,15 @@ impl Replica {
         &self,
         now: Nanos,
         counted: &[(ServerId, &Promised)],
-        formed: View,
+        (formed, formed_by, branch): (View, ServerSet, View),
         (begin, end): (Op, Op),
     ) -> Result<ServerSet, Refusal> {
         let shape = self.settings.shape;
+        let same = |r: &Report| r.branch == branch || self.planted(Planted::OldEpochVotes);
         let lacks = |r: &Report| {
             let tagged = r.log.filter(|_| r.formed == formed).map_or(Op::ZERO, |l| l.1);
-            end.0.saturating_sub(tagged.max(r.level).0)
+            let level = if same(r) { r.level } else { Op::ZERO };
+            end.0.saturating_sub(tagged.max(level).0)
         };
         let mut able: Vec<(u8, u64, ServerId)> = Vec::with_capacity(counted.len());
         let mut images = ServerSet::EMPTY;
@@ -329,8 +342,13 @@ impl Replica {
             let report = &promise.report;
             let lacking = lacks(report);
             if shape.is_copy(*server) {
-                let reaches =
-                    report.image.is_some_and(|lb| self.newest_lb(*server, lb) >= begin.0 - 1);
+                // An override chose its members' images; those that did not hear of it have them still.
+                let chosen = formed == branch && formed_by.contains(*server);
+                let chosen = chosen && report.reached < branch && report.applied <= end;
+                let image = report.image.filter(|_| same(report) || chosen);
+                let newest =
+                    image.map(|lb| if same(report) { self.newest_lb(*server, lb) } else { lb.0 });
+                let reaches = newest.is_some_and(|lb| lb >= begin.0 - 1);
                 if !reaches {
                     continue;
                 }

@@ -10,8 +10,6 @@ use crate::types::{Incarnation, Op, ServerSet, View};
 
 const MAGIC: u32 = 0x4852_5056; // "HRPV"
 const VERSION: u32 = 2;
-/// It knew no memory: the log was on the disk.
-const VERSION_WITHOUT_MEMORY: u32 = 1;
 
 /// The content of the view file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +33,10 @@ pub struct Durable {
     /// The memory in which the log's newest records count as held, by its id; 0: they count once they are on the
     /// disk. Written with the start that it holds for.
     pub memory: u64,
+    /// The override that the image comes after; none: an image of the group's first history.
+    pub branch: View,
+    /// No record of a view above this one and `formed` is in the image.
+    pub learned: View,
 }
 
 impl Durable {
@@ -44,7 +46,7 @@ impl Durable {
         w.u32(MAGIC).u32(VERSION).u64(sequence).bytes(&self.group);
         w.incarnation(self.incarnation).u64(self.promised.0).u64(self.formed.0);
         w.u8(self.members.0).u8(self.log_void as u8).configuration(&self.configuration);
-        w.u64(self.settled.0).u64(self.memory);
+        w.u64(self.settled.0).u64(self.memory).u64(self.branch.0).u64(self.learned.0);
         w.sealed()
     }
 
@@ -55,8 +57,8 @@ impl Durable {
             return Err(CodecError::Malformed("view file magic"));
         }
         let version = r.u32()?;
-        if !(VERSION_WITHOUT_MEMORY..=VERSION).contains(&version) {
-            return Err(CodecError::Malformed("view file version: written by a newer harp"));
+        if version != VERSION {
+            return Err(CodecError::Malformed("view file version: written by another harp"));
         }
         let sequence = r.u64()?;
         let durable = Durable {
@@ -68,7 +70,9 @@ impl Durable {
             log_void: r.flag()?,
             configuration: r.configuration()?,
             settled: r.op()?,
-            memory: if version == VERSION_WITHOUT_MEMORY { 0 } else { r.u64()? },
+            memory: r.u64()?,
+            branch: r.view()?,
+            learned: r.view()?,
         };
         if durable.promised < durable.formed {
             return Err(CodecError::Malformed("promised view below the formed one"));
@@ -92,6 +96,7 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overriding::Override;
     use crate::types::ServerId;
 
     fn sample() -> Durable {
@@ -105,9 +110,12 @@ mod tests {
             configuration: Configuration {
                 disks: [1, 2, 3, 0, 0, 0, 0],
                 needs_image: ServerSet(2),
+                overridden: Override::NONE,
             },
             settled: Op(12),
             memory: 6,
+            branch: View::NONE,
+            learned: View::new(0, 1, 3, ServerId(1)),
         }
     }
 

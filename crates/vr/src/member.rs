@@ -135,12 +135,12 @@ impl Replica {
             return;
         }
         assert!(install.members.contains(self.settings.me), "phase 2 goes to members only");
+        self.prepare_to_cross(&install, out);
         let staged = self.choose_base(&install, out);
         self.cp = self.cp.max(install.cp);
         if !staged {
             self.agreed = self.agreed.max(install.cp.min(self.log.end));
         }
-        self.glb = self.glb.max(install.glb);
         let promise_left = self.settings.lengthened(install.lease_left);
         self.promise_until = self.promise_until.max(now.plus(promise_left));
         self.stage =
@@ -159,6 +159,7 @@ impl Replica {
             || !matches!(self.stage, Stage::Promised { .. })
             || self.tagging.is_some()
             || !install.members.contains(self.settings.me)
+            || self.image_moves(install)
     }
 
     /// Which log becomes the view's: the current one, if it is a prefix of the adopted; else the staged.
@@ -176,9 +177,10 @@ impl Replica {
             }
             return false;
         }
-        let staged_fits = self.staged.is_some_and(|s| {
-            s.begin <= install.begin && s.end.next() >= install.begin && s.end <= install.end
-        });
+        let staged_fits = !install.overrides()
+            && self.staged.is_some_and(|s| {
+                s.begin <= install.begin && s.end.next() >= install.begin && s.end <= install.end
+            });
         if !staged_fits {
             self.stage_from(install.begin, true, out);
         }
@@ -269,15 +271,23 @@ impl Replica {
         );
         self.log = log;
         self.tag = Some(view);
+        if self.branch != install.configuration.overridden.view {
+            self.glb = install.glb;
+            self.follow(install.configuration.overridden.view, out);
+        }
         self.agreed = self.cp.min(log.end);
-        self.staged = None;
         self.durable.formed = view;
         self.durable.members = install.members;
         self.durable.configuration = install.configuration;
         self.durable.settled = install.end;
         self.durable.log_void = false;
+        self.durable.branch = install.configuration.overridden.view;
         self.configuration = install.configuration;
         self.changes.clear();
+        if self.staged.is_some() || install.overrides() {
+            self.before.clear(); // another log: what its records changed is not known one by one
+        }
+        self.staged = None;
         self.persist(out);
     }
 

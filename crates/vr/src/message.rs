@@ -4,6 +4,7 @@
 //! Invariant: every message travels in an [`Envelope`] with its sender's and receiver's incarnation (rule 6).
 
 use crate::action::ConfigurationChange;
+use crate::overriding::Override;
 use crate::room::Room;
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, Shape, View};
 
@@ -14,6 +15,8 @@ pub struct Configuration {
     pub disks: [u64; SERVERS_MAX],
     /// Copies whose image cannot be brought up to date from the log alone (rule 10).
     pub needs_image: ServerSet,
+    /// The newest operator override, with which this history began.
+    pub overridden: Override,
 }
 
 /// A message with what rule 6 demands of every message.
@@ -52,6 +55,14 @@ pub struct Report {
     pub configuration: Configuration,
     /// The configuration as far as it is committed: it says whose promises count.
     pub settled: Configuration,
+    /// The override that `cp`, `image`, `files`, `glb` and `level` come after; that of `log` is in `settled`.
+    pub branch: View,
+    /// No record of a view above this one is in the image.
+    pub reached: View,
+    /// LB of a whole image, whether or not its disk counts: for an override.
+    pub files: Option<Op>,
+    /// AP: where the image will stand if nothing more comes.
+    pub applied: Op,
 }
 
 /// Heartbeat between any two servers.
@@ -76,6 +87,8 @@ pub struct Presence {
     pub loading: Option<Op>,
     /// Known GLB.
     pub glb: Op,
+    /// The override that `lb` and `loading` come after.
+    pub branch: View,
     /// The configuration the sender knows; authoritative when `serving`.
     pub configuration: Configuration,
     /// What the sender could still take in.
@@ -270,6 +283,7 @@ impl Configuration {
             }
             ConfigurationChange::NeedsImage { server } => self.needs_image.insert(server),
             ConfigurationChange::HasImage { server } => self.needs_image.remove(server),
+            ConfigurationChange::Overridden { .. } => {} // known since the view's log began
         }
     }
 }

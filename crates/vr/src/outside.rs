@@ -30,6 +30,7 @@ impl Replica {
             self.configuration.disks[from.index()] == self.peers[from.index()].incarnation.disk;
         // What a newer view counts on says nothing of the disks that an old primary counts on.
         let newer = self.is_primary() && presence.formed > self.durable.formed;
+        let presence = self.presence_counted(presence);
         let peer = &mut self.peers[from.index()];
         peer.presence = Some(presence);
         if admitted && !newer {
@@ -39,6 +40,16 @@ impl Replica {
         self.advance_glb();
         if presence.serving && presence.formed >= self.durable.formed {
             self.hear_running(now, from, presence, out);
+        }
+    }
+
+    /// An image of another epoch is as good as none. (Whoever hears this may be primary before it hears it again.)
+    fn presence_counted(&self, presence: Presence) -> Presence {
+        let old = presence.branch != self.configuration.overridden.view;
+        if old && !self.planted(Planted::OldEpochVotes) {
+            Presence { lb: Op::ZERO, loading: Some(Op::ZERO), ..presence }
+        } else {
+            presence
         }
     }
 
@@ -72,6 +83,7 @@ impl Replica {
         });
         self.refusing = None;
         if matches!(self.stage, Stage::Outside { .. }) {
+            self.cross_over(presence.configuration.overridden.view, out);
             self.configuration = presence.configuration;
             self.glb = self.glb.max(presence.glb);
             self.drop_passed_log(presence, out);
@@ -82,9 +94,12 @@ impl Replica {
     /// is learned of it must not reach the judge of a lower one, whose history may differ there: this server
     /// first promises, durably, to take part in none.
     fn stands_by(&mut self, view: View, out: &mut Vec<Action>) -> bool {
-        if view > self.durable.promised {
-            self.attempt = None;
-            self.durable.promised = view;
+        if view > self.durable.promised || view > self.durable.learned {
+            if view > self.durable.promised {
+                self.attempt = None;
+                self.durable.promised = view;
+            }
+            self.durable.learned = self.durable.learned.max(view);
             self.persist(out);
         }
         self.persist_done == self.persist_issued
@@ -121,6 +136,7 @@ impl Replica {
             lb,
             loading,
             glb: self.glb,
+            branch: if self.image.is_some() { self.durable.branch } else { self.branch },
             configuration: self.configuration,
             room: self.room,
         };
@@ -185,7 +201,8 @@ impl Replica {
     /// Whether the log above GLB is enough for this server: a witness needs no more, a copy an image on a disk
     /// that counts, which reaches GLB.
     fn can_follow(&self) -> bool {
-        self.image.is_none() || self.is_admitted() && self.image_can_follow()
+        self.image.is_none()
+            || self.is_admitted() && self.image_can_follow() && !self.image_is_void()
     }
 
     pub(crate) fn catch_up(&mut self, now: Nanos, out: &mut Vec<Action>) {
@@ -226,7 +243,7 @@ impl Replica {
     fn is_level(&self) -> bool {
         let Some(running) = self.running else { return false };
         let marked = self.configuration.needs_image.contains(self.settings.me);
-        if marked || self.loading.is_some() {
+        if marked || self.loading.is_some() || self.image_is_void() {
             return false;
         }
         self.holds_log_of(&running)
@@ -251,6 +268,7 @@ impl Replica {
         self.advance_cp(now);
         self.settle_configuration(out);
         self.leave_if_halted(now, out);
+        self.tick_order(now, out);
         self.tick_attempt(now, out);
         match &self.stage {
             Stage::Primary(_) => self.watch_as_primary(now, out),

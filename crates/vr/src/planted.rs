@@ -43,6 +43,9 @@ pub enum Planted {
     TrimIgnoresAbsent,
     /// Rule 10: a demoted witness drops its log though a copy that counts lacks records in it.
     WitnessDropsLog,
+    /// An override leaves the disks of the servers that it names admitted, and their images good. It takes an
+    /// operator to show: the scenarios of overrides hunt it.
+    OldEpochVotes,
     /// Rule 14: what ended a process is redone without care.
     RedoWithoutCare,
     /// Section 3: a reply leaves before CP covers its record.
@@ -58,7 +61,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// All of them, with the names the command line takes.
+    /// All that random worlds show, with the names the command line takes.
     pub const ALL: [(Planted, &'static str); 25] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),

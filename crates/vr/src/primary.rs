@@ -7,6 +7,7 @@
 use crate::action::{Action, ConfigurationChange};
 use crate::message::{Message, Prepare, PrepareOk};
 use crate::outside::PHASE_TWO_TIMEOUTS;
+use crate::overriding::Override;
 use crate::planted::Planted;
 use crate::replica::{Replica, Stage};
 use crate::types::{Nanos, Op, ServerId, View};
@@ -43,6 +44,11 @@ impl Replica {
         let members = self.durable.members;
         let Stage::Primary(state) = &self.stage else { return };
         if state.installed == members && !self.serving {
+            let Override { view, cut, .. } = self.configuration.overridden;
+            if view != View::NONE && state.adopted_end == cut {
+                let change = ConfigurationChange::Overridden { server: view.coordinator(), view };
+                out.push(Action::LogConfiguration(change));
+            }
             self.serving = true;
             out.push(Action::Serving { view: self.durable.formed });
         }

@@ -97,13 +97,16 @@ impl Replica {
             return;
         }
         // Below GLB the log may be gone, at every server.
-        let reached = self.image.is_some_and(|lb| lb >= self.glb);
+        let void = self.image_is_void();
+        let reached = self.image.is_some_and(|lb| lb >= self.glb) && !void;
         let loading = match &mut self.loading {
             None if reached => return,
             None => self.loading.insert(Loading::new()),
             Some(loading) => loading,
         };
-        if !reached && matches!(loading.state, State::Partial | State::Loaded) {
+        let begun = matches!(loading.state, State::Partial | State::Loaded)
+            || void && loading.state == State::Empty;
+        if !reached && begun {
             *loading = Loading::new();
         }
         match loading.state {
@@ -156,6 +159,11 @@ impl Replica {
         self.image = Some(Op::ZERO);
         self.halted = None;
         self.on_reapply();
+        if self.image_is_void() {
+            // What is loaded from now on is of the history that is followed now.
+            self.durable.branch = self.branch;
+            return self.persist(out);
+        }
         if let (Stage::Outside { .. }, Some(running)) = (&self.stage, self.running) {
             self.rebuild(now, &running, out);
         }
@@ -312,7 +320,10 @@ impl Replica {
             let (disk, whole) = if server == self.settings.me {
                 (self.durable.incarnation.disk, self.has_image())
             } else {
-                let whole = |p: Presence| p.loading.is_none() && p.lb >= self.glb;
+                let branch = self.configuration.overridden.view;
+                let same =
+                    |p: &Presence| p.branch == branch || self.planted(Planted::OldEpochVotes);
+                let whole = |p: Presence| p.loading.is_none() && p.lb >= self.glb && same(&p);
                 (peer.incarnation.disk, peer.presence.is_some_and(whole))
             };
             let admitted = disk == self.configuration.disks[server.index()];
@@ -331,7 +342,7 @@ impl Replica {
     }
 
     /// Whether this server's disk counts (rule 3).
-    pub(crate) fn is_admitted(&self) -> bool {
+    pub fn is_admitted(&self) -> bool {
         self.configuration.disks[self.me_index()] == self.durable.incarnation.disk
     }
 }

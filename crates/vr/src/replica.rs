@@ -8,6 +8,7 @@ use crate::action::{Action, ConfigurationChange, Records};
 use crate::coordinator::{Attempt, Refusal};
 use crate::durable::Durable;
 use crate::message::{Configuration, Envelope, Install, Message, Presence, Report};
+use crate::overriding::Ordered;
 use crate::planted::Planted;
 use crate::rebuild::Loading;
 use crate::room::Room;
@@ -140,10 +141,17 @@ pub struct Replica {
     /// The current log is known to agree with committed history up to here.
     pub(crate) agreed: Op,
     pub(crate) glb: Op,
+    /// The override that what is known of CP, GLB and the staged log comes after. That of the image is in the view
+    /// file, that of the current log in its configuration.
+    pub(crate) branch: View,
+    /// An operator's override under way.
+    pub(crate) order: Option<Ordered>,
     /// At the end of the current log.
     pub(crate) configuration: Configuration,
     /// Changes in the current log that the view file does not know yet.
     pub(crate) changes: Vec<(Op, ConfigurationChange)>,
+    /// At a copy: changes in the current log that its image does not have, and what each of them changed.
+    pub(crate) before: Vec<(Op, Configuration)>,
     pub(crate) peers: [Peer; SERVERS_MAX],
     pub(crate) stage: Stage,
     pub(crate) attempt: Option<Attempt>,
@@ -206,13 +214,17 @@ impl Replica {
             durable.configuration = start.tag_configuration;
             durable.settled = start.log.end;
             durable.promised = durable.promised.max(tag);
+            durable.branch = start.tag_configuration.overridden.view;
         }
         let amnesia_votes = settings.planted == Some(Planted::AmnesiaVotes);
         let tag = if amnesia_votes { Some(durable.formed) } else { start.tag };
         let glb = Op(start.log.begin.0.saturating_sub(1));
         let unloaded = start.image.is_some() && !start.image_whole;
         let image = if unloaded { Some(Op::ZERO) } else { start.image };
-        let cp = start.cp.max(image.unwrap_or_default());
+        // What the log knows to be committed may be of a history that was overridden since.
+        let same = durable.branch == durable.configuration.overridden.view;
+        let known = if same { start.cp } else { Op::ZERO };
+        let cp = known.max(image.unwrap_or_default());
         let mut replica = Replica {
             settings,
             durable,
@@ -225,10 +237,13 @@ impl Replica {
             loading: unloaded.then(Loading::new),
             ap: image.unwrap_or_default(),
             cp,
-            agreed: start.cp.min(start.log.end),
+            agreed: known.min(start.log.end),
             glb: if start.tag.is_some() { glb.min(image.unwrap_or(glb)) } else { Op::ZERO },
+            branch: durable.branch,
+            order: None,
             configuration: durable.configuration,
             changes: Vec::new(),
+            before: Vec::new(),
             peers: [Peer::default(); SERVERS_MAX],
             stage: Stage::Outside { since: now },
             attempt: None,
@@ -310,6 +325,12 @@ impl Replica {
         self.log.end
     }
 
+    /// The configuration right after `op`, which the image does not lie above.
+    pub fn configuration_at(&self, op: Op) -> &Configuration {
+        let later = self.before.iter().find(|(change, _)| *change > op);
+        later.map_or(&self.configuration, |(_, before)| before)
+    }
+
     /// The replicated configuration.
     pub fn configuration(&self) -> &Configuration {
         &self.configuration
@@ -328,6 +349,11 @@ impl Replica {
     /// Whether clients may be served: primary, and all members formed the view.
     pub fn is_serving(&self) -> bool {
         self.serving
+    }
+
+    /// Whether this server's log may be voted.
+    pub fn votes(&self) -> bool {
+        self.tag.is_some() && !self.durable.log_void
     }
 
     /// Whether the server gathers records into the staged log.
@@ -513,6 +539,7 @@ impl Replica {
         let image = self.image.as_mut().expect("only copies checkpoint");
         assert!(lb >= *image && lb <= self.ap, "LB {lb} must lie in {image}..={}", self.ap);
         *image = lb;
+        self.before.retain(|(op, _)| *op > lb);
         self.advance_glb();
     }
 
@@ -529,7 +556,9 @@ impl Replica {
 
     /// The caller's log holds nothing below `begin` any more.
     pub fn on_trimmed(&mut self, begin: Op) {
-        let votes = self.tag.is_some() && self.settings.planted.is_none();
+        // Where it stood was right when it came there: GLB may be another history's since (an override).
+        let moves = begin > self.log.begin;
+        let votes = moves && self.tag.is_some() && self.settings.planted.is_none();
         assert!(!votes || begin.0 <= self.glb.0 + 1, "trimmed to {begin} beyond GLB {}", self.glb);
         self.log.begin = self.log.begin.max(begin);
     }
@@ -545,6 +574,9 @@ impl Replica {
     /// from it at start.
     pub fn on_configuration(&mut self, op: Op, change: ConfigurationChange) {
         if op > self.durable.settled {
+            if self.image.is_some() {
+                self.before.push((op, self.configuration));
+            }
             self.configuration.change(self.settings.shape, change);
             self.changes.push((op, change));
         }
@@ -556,7 +588,7 @@ impl Replica {
         match change {
             ConfigurationChange::Admit { server, .. }
             | ConfigurationChange::HasImage { server } => self.admitting.remove(server),
-            ConfigurationChange::NeedsImage { .. } => {}
+            ConfigurationChange::NeedsImage { .. } | ConfigurationChange::Overridden { .. } => {}
         }
     }
 
@@ -606,23 +638,28 @@ impl Replica {
 
     /// What this server says of itself to a coordinator.
     pub fn report(&self, now: Nanos) -> Report {
-        let votable = self.tag.is_some() && !self.durable.log_void;
+        let votable = self.votes();
         assert!(
             !votable || self.tag == Some(self.durable.formed) || self.settings.planted.is_some(),
             "a votable log is tagged with the formed view"
         );
-        let counts = self.is_admitted() && self.has_image() && !self.is_halted();
+        let whole = self.has_image() && !self.is_halted() && !self.image_is_void();
+        let files = self.image.filter(|_| whole);
         Report {
             formed: self.durable.formed,
             members: self.durable.members,
             log: votable.then_some((self.log.begin, self.log.end)),
             cp: self.cp,
-            image: self.image.filter(|_| counts),
+            image: files.filter(|_| self.is_admitted()),
             glb: self.glb,
             level: self.staged.map_or(Op::ZERO, |s| s.committed.min(s.end)),
             lease_left: self.promise_until.since(now),
             configuration: self.configuration,
             settled: self.durable.configuration,
+            branch: self.branch,
+            reached: self.durable.formed.max(self.durable.learned),
+            files,
+            applied: self.ap,
         }
     }
 

@@ -134,6 +134,12 @@ impl View {
         let counter = self.counter().checked_add(1).expect("view counter ran out");
         View::new(self.epoch(), self.configuration(), counter, coordinator)
     }
+
+    /// The same in a later epoch.
+    pub fn in_epoch(self, epoch: u8) -> View {
+        assert!(epoch >= self.epoch(), "epochs count up");
+        View::new(epoch, self.configuration(), self.counter(), self.coordinator())
+    }
 }
 
 impl fmt::Display for View {

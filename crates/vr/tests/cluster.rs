@@ -67,7 +67,8 @@ impl Cluster {
         let members: ServerSet = shape.copies().collect();
         let servers = shape.servers().map(|me| {
             let incarnation = Incarnation { disk: disks[me.index()], start: 0 };
-            let configuration = Configuration { disks, needs_image: ServerSet::EMPTY };
+            let configuration =
+                Configuration { disks, needs_image: ServerSet::EMPTY, overridden: Override::NONE };
             let durable = durable(shape, incarnation, first, configuration);
             let start = Start {
                 durable,
@@ -162,7 +163,11 @@ impl Cluster {
                 Action::DiscardImage | Action::WantImage { .. } => panic!("no image is lost here"),
                 Action::Serving { .. } => server.serving = true,
                 Action::Stopped { .. } => server.serving = false,
-                Action::LogConfiguration(_) | Action::Formed { .. } | Action::Refusing { .. } => {}
+                Action::LogConfiguration(_)
+                | Action::Formed { .. }
+                | Action::CrossedOver
+                | Action::Overridden { .. }
+                | Action::Refusing { .. } => {}
             }
             actions.extend(more);
         }

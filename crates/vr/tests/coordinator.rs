@@ -15,7 +15,7 @@ const WITNESS: ServerId = ServerId(2);
 fn configuration() -> Configuration {
     let mut disks = [0; SERVERS_MAX];
     disks[..3].copy_from_slice(&[10, 11, 12]);
-    Configuration { disks, needs_image: ServerSet::EMPTY }
+    Configuration { disks, needs_image: ServerSet::EMPTY, overridden: Override::NONE }
 }
 
 /// The backup of a view that held nothing, as it starts again.
@@ -50,6 +50,10 @@ fn report(view: View) -> Report {
         lease_left: 0,
         configuration: configuration(),
         settled: configuration(),
+        branch: View::NONE,
+        reached: view,
+        files: Some(Op(0)),
+        applied: Op(0),
     }
 }
 
@@ -104,7 +108,11 @@ fn coordinator_member_lost_its_disk_after_its_promise_phase_two_is_not_for_the_n
     c.wait(30); // no longer than it waits for the witness
     assert_eq!(c.installs(PRIMARY), 1, "{:?}", c.out);
 
-    let nothing = Configuration { disks: [0; SERVERS_MAX], needs_image: ServerSet::EMPTY };
+    let nothing = Configuration {
+        disks: [0; SERVERS_MAX],
+        needs_image: ServerSet::EMPTY,
+        overridden: Override::NONE,
+    };
     let emptied = Report {
         formed: View::NONE,
         members: ServerSet::EMPTY,

@@ -17,7 +17,7 @@ fn incarnation(server: ServerId) -> Incarnation {
 fn configuration() -> Configuration {
     let mut disks = [0; SERVERS_MAX];
     Shape { n: N }.servers().for_each(|s| disks[s.index()] = incarnation(s).disk);
-    Configuration { disks, needs_image: ServerSet::EMPTY }
+    Configuration { disks, needs_image: ServerSet::EMPTY, overridden: Override::NONE }
 }
 
 /// A witness of five servers that took part in nothing since the group was formatted.
@@ -51,6 +51,7 @@ fn tell(replica: &mut Replica, at: u64, from: ServerId, message: Message) -> Vec
 
 fn running(view: View) -> Message {
     Message::Presence(Presence {
+        branch: View::NONE,
         promised: view,
         formed: view,
         members: ServerSet::from_iter([PRIMARY, ServerId(2), ServerId(3)]),

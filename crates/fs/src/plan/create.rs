@@ -223,7 +223,7 @@ fn new_inode(p: &Planner<'_, '_>, dir: &Object, ino: u64, set: &SetAttr, sort: &
         size,
         used_blocks: 0,
         device: sort.device,
-        generation: generation(now, ino),
+        generation: generation(now, ino, p.context.volume.write_verifier),
         atime: resolve_time(set.atime, now, now),
         mtime: resolve_time(set.mtime, now, now),
         ctime: now,
@@ -235,11 +235,13 @@ fn new_inode(p: &Planner<'_, '_>, dir: &Object, ino: u64, set: &SetAttr, sort: &
 }
 
 /// A new object's generation. Numbers are never given out twice, except when an operator's override
-/// loses records; the time keeps handles of the lost objects stale then.
-fn generation(now: Time, ino: u64) -> u32 {
+/// loses records. Handles of the lost objects are stale then: the write verifier is that override's. (The time alone
+/// would not do: a clock that went back gives times again.)
+fn generation(now: Time, ino: u64, epoch: [u8; 8]) -> u32 {
     let mixed = ((u64::from(now.seconds) << 32) | u64::from(now.nanos))
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(ino);
+        .wrapping_add(ino)
+        .wrapping_add(u64::from_be_bytes(epoch));
     ((mixed >> 32) as u32).max(1)
 }
 
@@ -250,5 +252,16 @@ fn created(p: &Planner<'_, '_>, before: &Object, dir: &Object, new: &Object) -> 
         ok: Some(p.context.volume.handles.make(new.ino, new.inode.generation)),
         attr: Some(p.attributes(new)),
         dir: p.wcc(before, dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_given_out_again_in_another_epoch_has_another_generation() {
+        let now = Time { seconds: 1_750_000_000, nanos: 7 };
+        assert_ne!(generation(now, 35, [1; 8]), generation(now, 35, [2; 8]));
     }
 }

@@ -149,6 +149,17 @@ impl Client {
         Ok(part.data.into_owned())
     }
 
+    /// The file's bytes, at most 64 KiB.
+    pub fn read_whole(&mut self, file: &nfs_fh3) -> Result<Vec<u8>, nfsstat3> {
+        self.read(file, 0, 65_536)
+    }
+
+    /// The write verifier: when it changes, clients send again what they were not told to be stable.
+    pub fn write_verifier(&mut self, file: &nfs_fh3) -> Result<[u8; 8], nfsstat3> {
+        let args = COMMIT3args { file: file.clone(), offset: 0, count: 0 };
+        Ok(call!(self.commit(args))?.verf.0)
+    }
+
     pub fn attributes(&mut self, object: &nfs_fh3) -> Result<fattr3, nfsstat3> {
         Ok(call!(self.getattr(GETATTR3args { object: object.clone() }))?.obj_attributes)
     }

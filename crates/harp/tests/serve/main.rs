@@ -8,5 +8,6 @@ mod exports;
 mod faults;
 mod files;
 mod formatting;
+mod overriding;
 mod relays;
 mod repair;

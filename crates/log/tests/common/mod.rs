@@ -6,8 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use harp_log::{
-    DiskCommand, DiskDone, DiskError, Evidence, Log, LogDisk, LogPos, LogSettings, MemoryTie,
-    Recovered, Ring, SlotFile, Verdict, parse_extent, recover_by,
+    DiskCommand, DiskDone, DiskError, Evidence, HEAD_EXTRA_BYTES, Log, LogDisk, LogPos,
+    LogSettings, MemoryTie, Recovered, Ring, SlotFile, Verdict, parse_extent, recover_by,
 };
 
 pub const SECTOR: usize = 512;
@@ -286,7 +286,7 @@ impl Server {
     pub fn swap(&mut self, view: u64) -> bool {
         let staged = self.log.staged().expect("staged");
         let (generation, end) = (staged.generation(), staged.end());
-        let swapped = self.log.swap(view, 3, [7; 64], 0, &mut self.out);
+        let swapped = self.log.swap(view, 3, [7; HEAD_EXTRA_BYTES], 0, &mut self.out);
         if let Ok(sequence) = swapped {
             let begin = self.log.staged().expect("until it is durable").begin();
             self.model.entry(generation).or_default().retain(|op, _| *op >= begin);
@@ -318,7 +318,7 @@ impl Server {
     }
 
     pub fn tag(&mut self, view: u64) {
-        let sequence = self.log.tag(view, 5, [9; 64], 0, &mut self.out);
+        let sequence = self.log.tag(view, 5, [9; HEAD_EXTRA_BYTES], 0, &mut self.out);
         self.tags.push((sequence, view));
         self.take_commands();
     }

@@ -117,6 +117,8 @@ pub struct Model {
     pub floor: u64,
     /// The write verifier, once a reply told it.
     pub(super) write_verifier: Option<[u8; 8]>,
+    /// Those before overrides, and the op up to which replies may still show them.
+    pub(super) former_verifiers: (HashSet<[u8; 8]>, u64),
     /// Hashes of all handles, numbers of all objects: no two objects share one. Never iterated.
     pub(super) handles: HashSet<u64>,
     pub(super) fileids: HashSet<u64>,
@@ -137,6 +139,7 @@ impl Default for Model {
             op: 0,
             floor: 0,
             write_verifier: None,
+            former_verifiers: (HashSet::new(), 0),
             handles: HashSet::new(),
             fileids: HashSet::new(),
             learning: None,
@@ -167,6 +170,29 @@ impl Model {
         let (handle, fileid) = (None, None);
         self.inodes.push(Inode { kind, attr, entries, blocks, verifier, handle, fileid });
         Ino(self.inodes.len() as u32 - 1)
+    }
+
+    /// An operator's override kept what happened up to `op`: what came after it never did, and the write verifier
+    /// changes for all that was not in the log up to `cut`.
+    pub fn overridden(&mut self, op: u64, cut: u64) {
+        self.op = self.op.min(op);
+        self.floor = self.floor.min(op);
+        self.former_verifiers.0.extend(self.write_verifier.take());
+        self.former_verifiers.1 = cut;
+        for inode in &mut self.inodes {
+            for entry in &mut inode.entries {
+                entry.cut(op);
+            }
+            for block in &mut inode.blocks {
+                block.cut(op);
+            }
+            if !inode.attr.cut(op) {
+                // It was made after that: its number is given out again, its handle is stale for ever.
+                let gone = Attr { nlink: 0, ..*inode.attr.latest() };
+                inode.attr = Versions::since(0, gone);
+                inode.fileid.take().map(|fileid| self.fileids.remove(&fileid));
+            }
+        }
     }
 
     pub(super) fn inode(&self, ino: Ino) -> &Inode {

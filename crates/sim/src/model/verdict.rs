@@ -9,7 +9,7 @@ use harp_node::fs::request::{
 
 use super::tree::{Ino, Kind, Model, ROOT};
 use crate::hash::hash;
-use crate::intent::Intent;
+use crate::intent::{How, Intent};
 use crate::names::Name;
 
 /// Why a reply does not fit a state.
@@ -141,7 +141,11 @@ impl Model {
         if self.may_run_out && status == Status::NoSpc && matches!(intent, Intent::Write { .. }) {
             return Ok(answer);
         }
-        let takes_content = matches!(intent, Intent::Write { .. } | Intent::Truncate { .. });
+        let takes_content = match intent {
+            Intent::Write { .. } | Intent::Truncate { .. } => true,
+            Intent::Create { how, .. } => matches!(how, How::Unchecked(Some(_))),
+            _ => false,
+        };
         if self.may_lose_blocks && status == Status::Io && takes_content {
             return Ok(answer);
         }
@@ -169,8 +173,12 @@ impl Model {
                 Response::Write { wcc, count: wrote, verifier, .. },
             ) => {
                 need(count == wrote, "another count than was written")?;
-                let verifier_known = *self.write_verifier.get_or_insert(*verifier);
-                need(verifier_known == *verifier, "the write verifier changed")?;
+                let (former, upto) = &self.former_verifiers;
+                if moment.after > *upto || !former.contains(verifier) {
+                    need(!former.contains(verifier), "a write verifier of an older epoch")?;
+                    let verifier_known = *self.write_verifier.get_or_insert(*verifier);
+                    need(verifier_known == *verifier, "the write verifier changed")?;
+                }
                 self.check_wcc(*ino, wcc, moment)
             }
             (

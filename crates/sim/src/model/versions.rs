@@ -9,7 +9,7 @@ pub struct Versions<T> {
     all: Vec<(u64, T)>,
 }
 
-impl<T> Versions<T> {
+impl<T: Clone> Versions<T> {
     /// A value that holds since `op`.
     pub fn since(op: u64, value: T) -> Versions<T> {
         Versions { all: vec![(op, value)] }
@@ -37,6 +37,17 @@ impl<T> Versions<T> {
     /// The newest value.
     pub fn latest(&self) -> &T {
         &self.all.last().expect("there is always a version").1
+    }
+
+    /// What came after `op` never was. Returns whether anything is left.
+    pub fn cut(&mut self, op: u64) -> bool {
+        let first = self.all.first().expect("there is always a version").clone();
+        self.all.retain(|(since, _)| *since <= op);
+        let left = !self.all.is_empty();
+        if !left {
+            self.all.push(first);
+        }
+        left
     }
 
     /// The value changes at `op`. Versions that nobody asks for, since none asks below `floor`, are

@@ -25,6 +25,11 @@ impl AcknowledgedKept {
         self.acknowledged
     }
 
+    /// An operator's override kept the history up to `kept`; what came after it was given up.
+    pub fn overridden(&mut self, kept: u64) {
+        self.acknowledged = self.acknowledged.min(kept);
+    }
+
     /// A primary that serves under its lease has everything acknowledged.
     pub fn check(&self, pulse: &Pulse) -> Verdict {
         let serves = pulse.serving && pulse.lease_until > pulse.at;

@@ -48,6 +48,12 @@ impl EqualImages {
         self.damaged.get(&op).copied().unwrap_or(0)
     }
 
+    /// An operator's override: the configuration changed without an op.
+    pub fn overridden(&mut self) {
+        self.digests.clear();
+        self.counts.clear();
+    }
+
     /// How many digests there are at `op`.
     pub fn count(&self, op: u64) -> u32 {
         self.counts.get(&op).copied().unwrap_or(0)

@@ -31,6 +31,13 @@ impl ExecutedOnce {
         require(NAME, before == 0, || format!("request {request} is op {before} and op {op}"))
     }
 
+    /// An operator's override kept the history up to `kept`: what came after it never happened.
+    pub fn overridden(&mut self, kept: u64) {
+        for outcome in self.outcomes.iter_mut().filter(|outcome| outcome.op > kept) {
+            *outcome = Outcome::default();
+        }
+    }
+
     /// The op that the request became, if it is committed.
     pub fn op(&self, request: u32) -> Option<u64> {
         self.outcomes.get(request as usize).map(|outcome| outcome.op).filter(|op| *op > 0)

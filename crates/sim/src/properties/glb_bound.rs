@@ -36,6 +36,12 @@ impl GlbBound {
         self.known.iter().chain(&self.trimmed).copied().max().unwrap_or(0)
     }
 
+    /// An operator's override: the new history's primary knows this GLB.
+    pub fn overridden(&mut self, primary: ServerId, glb: u64) {
+        *self = GlbBound { emptied: self.emptied, ..GlbBound::default() };
+        self.known[primary.index()] = glb;
+    }
+
     /// A server started, or its turn ended. `needs_image`: a committed record says so of it.
     pub fn check(&mut self, pulse: &Pulse, needs_image: bool) -> Verdict {
         let index = pulse.server.index();

@@ -20,6 +20,7 @@ pub mod no_loop;
 pub mod one_history;
 pub mod one_lease;
 pub mod one_primary;
+pub mod override_keeps;
 pub mod pointer_order;
 pub mod refusals;
 pub mod view_complete;
@@ -125,6 +126,8 @@ pub struct Pulse {
     pub glb: u64,
     /// The copies that need an image, by what it knows to be settled.
     pub marked: harp_node::vr::ServerSet,
+    /// The newest override of the history it follows.
+    pub overridden: harp_node::vr::Override,
     /// True time at which its lease ends, by its own clock; 0 without one.
     pub lease_until: u64,
 }

@@ -22,6 +22,16 @@ impl OneHistory {
         self.records.len() as u64
     }
 
+    /// Whether the record with this checksum is the one that was committed as `op`, if one was.
+    pub fn agrees(&self, op: u64, crc: u32, view: View) -> bool {
+        self.records.get(op as usize - 1).is_none_or(|known| *known == (crc, view))
+    }
+
+    /// An operator's override kept the history up to `kept`.
+    pub fn overridden(&mut self, kept: u64) {
+        self.records.truncate(kept as usize);
+    }
+
     /// `server` counts `op` as committed and holds the record with this checksum. Returns whether the op
     /// is new.
     pub fn observe(

@@ -29,6 +29,13 @@ impl ViewComplete {
         self.committed.range(..view).map(|(_, op)| *op).max().unwrap_or(0)
     }
 
+    /// An operator's override kept the history up to `kept`.
+    pub fn overridden(&mut self, kept: u64) {
+        for committed in self.committed.values_mut() {
+            *committed = kept.min(*committed);
+        }
+    }
+
     /// A server's turn ended.
     pub fn check(&mut self, pulse: &Pulse) -> Verdict {
         let known = &mut self.formed[pulse.server.index()];

@@ -32,6 +32,12 @@ impl WitnessKeepsLog {
         self.damaged[server.index()] = Some(self.formed[server.index()]);
     }
 
+    /// An operator's override: what was owed to the history before it is owed no more.
+    pub fn overridden(&mut self) {
+        self.owed = Default::default();
+        self.settled = Default::default();
+    }
+
     /// A server started, or its turn ended. `marked`: the copies that need an image, by committed records.
     pub fn check(&mut self, shape: Shape, pulse: &Pulse, marked: ServerSet) -> Verdict {
         let index = pulse.server.index();

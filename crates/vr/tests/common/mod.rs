@@ -36,5 +36,7 @@ pub fn durable(
         configuration,
         settled: Op::ZERO,
         memory: 0,
+        branch: View::NONE,
+        learned: View::NONE,
     }
 }
