@@ -17,6 +17,8 @@ use crate::workspace::{Workspace, cargo};
 /// The simulator's bulk runs: enough seeds and operations to meet every fault class many times.
 const BULK_SEEDS: &str = "0..2000";
 const BULK_OPS: &str = "5000";
+/// Every so many of these seeds run twice, and must take the same way: 200 in all.
+const BULK_TWICE: &str = "20";
 
 /// Every test of the repository.
 pub fn test() -> ExitCode {
@@ -187,7 +189,7 @@ fn simulate(workspace: &Workspace, report: &mut Report) {
     for n in ["1", "2"] {
         report.step(&format!("simulator, n = {n}, seeds {BULK_SEEDS}"), || {
             let mut bulk = Command::new(&simulator);
-            bulk.args(["--seeds", BULK_SEEDS, "--ops", BULK_OPS, "--n", n]);
+            bulk.args(["--seeds", BULK_SEEDS, "--ops", BULK_OPS, "--n", n, "--twice", BULK_TWICE]);
             simulated(&mut bulk)
         });
     }

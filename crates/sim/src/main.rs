@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -18,6 +18,7 @@ const USAGE: &str = "\
 harp-sim --seed S [--ops N] [--n 1|2] [--planted NAME] [--trace]   one world
 harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a seed, B excluded
          [--keep-going]                                            all of them, whatever fails
+         [--twice K]                                               every K-th of them twice: the traces must be equal
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
 harp-sim --coverage [--seeds A..B] [--ops N] [--n 1|2]             which checker sees which planted bug
@@ -39,6 +40,7 @@ struct Orders {
     coverage: bool,
     trace: bool,
     keep_going: bool,
+    twice: Option<u64>,
     threads: u64,
 }
 
@@ -82,6 +84,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
         coverage: false,
         trace: false,
         keep_going: false,
+        twice: None,
         threads: 2,
     };
     let mut parser = lexopt::Parser::from_env();
@@ -99,6 +102,7 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
             Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
             Long("coverage") => orders.coverage = true,
             Long("keep-going") => orders.keep_going = true,
+            Long("twice") => orders.twice = Some(parser.value()?.parse::<u64>()?.max(1)),
             Long("wild-clocks") => orders.wild_clocks = true,
             Long("trace") => orders.trace = true,
             Long("threads") => orders.threads = parser.value()?.parse::<u64>()?.clamp(1, 64),
@@ -221,38 +225,91 @@ fn over_seeds(orders: &Orders, seeds: (u64, u64), work: impl Fn(u64) -> bool + S
     });
 }
 
+/// What worlds added up to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    answered: u64,
+    committed: u64,
+    views: u64,
+    faults: u64,
+    /// Worlds that ran twice.
+    twice: u64,
+}
+
+impl Totals {
+    fn add(&mut self, report: &Report) {
+        self.answered += report.answered;
+        self.committed += report.committed;
+        self.views += report.views;
+        self.faults += u64::from(report.faults);
+    }
+
+    /// Adds what [`one`] printed of a world.
+    fn add_printed(&mut self, line: &str) {
+        let words: Vec<&str> = line.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+        let number = |name: &str| {
+            let at = words.iter().position(|word| *word == name)?;
+            words[at.checked_sub(1)?].parse::<u64>().ok()
+        };
+        self.answered += number("answered").unwrap_or(0);
+        self.committed += number("committed").unwrap_or(0);
+        self.views += number("views").unwrap_or(0);
+        self.faults += number("faults").unwrap_or(0);
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Totals { answered, committed, views, faults, twice } = self;
+        write!(f, "{answered} answered, {committed} committed, {views} views, {faults} faults")?;
+        if *twice > 0 {
+            write!(f, ", {twice} worlds twice with equal traces")?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs a seed's world, and once more if it is its turn. A failure, or another trace, is printed.
+fn run_checked(orders: &Orders, seed: u64, totals: &Mutex<Totals>) -> bool {
+    let wish = wish(orders, seed);
+    let Some(report) = run_one(wish, false) else { return false };
+    totals.lock().expect("no holder panics").add(&report);
+    if orders.twice.is_none_or(|every| !seed.is_multiple_of(every)) {
+        return true;
+    }
+    let Some(again) = run_one(wish, false) else { return false };
+    if again.trace != report.trace {
+        let (first, second) = (report.trace, again.trace);
+        eprintln!(
+            "FAILED the world of seed {seed} went two ways: traces {first:016x} and {second:016x}"
+        );
+        eprintln!("replay: {}", replay(wish));
+        return false;
+    }
+    totals.lock().expect("no holder panics").twice += 1;
+    true
+}
+
 fn many(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     let begin = Instant::now();
-    let totals = Mutex::new((0u64, 0u64, 0u64, 0u64));
+    let totals = Mutex::new(Totals::default());
     let failed = AtomicBool::new(false);
     over_seeds(orders, seeds, |seed| {
-        let Some(report) = run_one(wish(orders, seed), false) else {
-            failed.store(true, Ordering::Relaxed);
-            return false;
-        };
-        let mut totals = totals.lock().expect("no holder panics");
-        totals.0 += report.answered;
-        totals.1 += report.committed;
-        totals.2 += report.views;
-        totals.3 += report.faults as u64;
-        true
+        let held = run_checked(orders, seed, &totals);
+        failed.fetch_or(!held, Ordering::Relaxed);
+        held
     });
-    let (answered, committed, views, faults) = *totals.lock().expect("no holder panics");
+    let totals = *totals.lock().expect("no holder panics");
     let seconds = begin.elapsed().as_secs_f64();
-    println!(
-        "seeds {}..{}: {answered} answered, {committed} committed, {views} views, {faults} faults; \
-         {:.0} operations a second over {} threads",
-        seeds.0,
-        seeds.1,
-        answered as f64 / seconds,
-        orders.threads
-    );
+    let rate = totals.answered as f64 / seconds;
+    let (from, to, threads) = (seeds.0, seeds.1, orders.threads);
+    println!("seeds {from}..{to}: {totals}; {rate:.0} operations a second over {threads} threads");
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Runs a world in a process of its own, so that an assert that fires ends that world only. Returns what
-/// failed.
-fn run_apart(wish: Wish) -> Option<String> {
+/// it printed, or what failed.
+fn run_apart(wish: Wish) -> Result<String, String> {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new(program);
     command.args(["--seed", &wish.seed.to_string(), "--ops", &wish.ops.to_string()]);
@@ -266,29 +323,32 @@ fn run_apart(wish: Wish) -> Option<String> {
     if wish.wild_clocks {
         command.arg("--wild-clocks");
     }
-    let output = command.stdout(Stdio::null()).output().expect("the program that runs can be run");
+    let output = command.output().expect("the program that runs can be run");
     if output.status.success() {
-        return None;
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     let mut lines = errors.lines().skip_while(|line| !line.starts_with("FAILED")).take(2);
     let failed = lines.next().unwrap_or("FAILED without a word");
     // An assert's own words stand below its place.
     let words = if failed.starts_with("FAILED an assert") { lines.next() } else { None };
-    Some(format!("{failed} {}", words.unwrap_or_default()))
+    Err(format!("{failed} {}", words.unwrap_or_default()))
 }
 
 fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
-    let failed = AtomicU64::new(0);
+    let (failed, totals) = (AtomicU64::new(0), Mutex::new(Totals::default()));
     over_seeds(orders, seeds, |seed| {
-        if let Some(what) = run_apart(wish(orders, seed)) {
-            failed.fetch_add(1, Ordering::Relaxed);
-            println!("{seed}: {what}");
+        match run_apart(wish(orders, seed)) {
+            Ok(line) => totals.lock().expect("no holder panics").add_printed(&line),
+            Err(what) => {
+                failed.fetch_add(1, Ordering::Relaxed);
+                println!("{seed}: {what}");
+            }
         }
         true
     });
-    let failed = failed.into_inner();
-    println!("seeds {}..{}: {failed} failed", seeds.0, seeds.1);
+    let (failed, totals) = (failed.into_inner(), *totals.lock().expect("no holder panics"));
+    println!("seeds {}..{}: {failed} failed; {totals}", seeds.0, seeds.1);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -296,7 +356,7 @@ fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
 fn finding(orders: &Orders, bug: Planted, seed: u64) -> Option<String> {
     let sound = wish(orders, seed);
     let broken = Wish { planted: Some(bug), ..sound };
-    run_apart(broken).filter(|_| run_apart(sound).is_none())
+    run_apart(broken).err().filter(|_| run_apart(sound).is_ok())
 }
 
 /// The property that a failure names, or the assert that fired.
