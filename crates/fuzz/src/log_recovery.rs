@@ -20,7 +20,7 @@ use crate::memory::within;
 const AS_THEY_ARE: u8 = 1;
 const UNCHAINED: u8 = 2;
 const MIRRORED: u8 = 4;
-const HEAD_BYTES: usize = 192;
+const HEAD_BYTES: usize = 256;
 const RING_BYTES: usize = 32 << 10;
 const SETTINGS: LogSettings =
     LogSettings { segment_bytes: 16 << 10, segments_max: 4, start: 9, keeps_clean_mark: false };

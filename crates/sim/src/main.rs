@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use harp_node::vr::Planted;
 use harp_sim::nemesis::FaultSet;
-use harp_sim::properties::NAMES;
+use harp_sim::properties::{NAMES, look_only_for};
 use harp_sim::{Report, Wish, run};
 
 const USAGE: &str = "\
@@ -21,10 +21,11 @@ harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a s
          [--twice K]                                               every K-th of them twice: the traces must be equal
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
+harp-sim --each [--seeds A..B] [--ops N] [--n 1|2]                 a planted bug that each property sees alone
 harp-sim --coverage [--seeds A..B] [--ops N] [--n 1|2]             which checker sees which planted bug
 
 --without FAULT, as often as you like, leaves a class of faults out. --wild-clocks lets clocks leave their bound:
-such worlds may show stale reads, and report them.
+such worlds may show stale reads, and report them. --only PROPERTY, by name, looks at no other property.
 N defaults to 5000, the group to n = 1, seeds of a hunt to 0..2000, threads (--threads T) to 2.";
 
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ struct Orders {
     wild_clocks: bool,
     hunt: Vec<Planted>,
     coverage: bool,
+    each: bool,
+    only: Option<&'static str>,
     trace: bool,
     keep_going: bool,
     twice: Option<u64>,
@@ -57,11 +60,15 @@ fn main() -> ExitCode {
         }
     };
     install_hook();
+    if let Some(only) = orders.only {
+        look_only_for(only);
+    }
     match (&orders.hunt[..], orders.seed, orders.seeds) {
-        ([], Some(seed), _) => one(&orders, seed),
-        ([], None, Some(seeds)) if orders.keep_going && !orders.coverage => all(&orders, seeds),
-        ([], None, Some(seeds)) if !orders.coverage => many(&orders, seeds),
+        (_, None, seeds) if orders.each => each(&orders, seeds.unwrap_or((0, 200))),
         (_, None, seeds) if orders.coverage => coverage(&orders, seeds.unwrap_or((0, 40))),
+        ([], Some(seed), _) => one(&orders, seed),
+        ([], None, Some(seeds)) if orders.keep_going => all(&orders, seeds),
+        ([], None, Some(seeds)) => many(&orders, seeds),
         (hunt, None, seeds) if !hunt.is_empty() => hunt_all(&orders, seeds.unwrap_or((0, 2000))),
         _ => {
             eprintln!("harp-sim: say --seed, --seeds or --hunt; --help tells more");
@@ -82,6 +89,8 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
         wild_clocks: false,
         hunt: Vec::new(),
         coverage: false,
+        each: false,
+        only: None,
         trace: false,
         keep_going: false,
         twice: None,
@@ -101,6 +110,8 @@ fn read_orders() -> Result<Option<Orders>, lexopt::Error> {
             Long("hunt") => orders.hunt = vec![parser.value()?.parse_with(planted)?],
             Long("hunt-all") => orders.hunt = Planted::ALL.iter().map(|(bug, _)| *bug).collect(),
             Long("coverage") => orders.coverage = true,
+            Long("each") => orders.each = true,
+            Long("only") => orders.only = Some(parser.value()?.parse_with(property)?),
             Long("keep-going") => orders.keep_going = true,
             Long("twice") => orders.twice = Some(parser.value()?.parse::<u64>()?.max(1)),
             Long("wild-clocks") => orders.wild_clocks = true,
@@ -125,6 +136,11 @@ fn shape(text: &str) -> Result<u8, String> {
 fn planted(text: &str) -> Result<Planted, String> {
     let names: Vec<_> = Planted::ALL.iter().map(|(_, name)| *name).collect();
     Planted::named(text).ok_or(format!("no planted bug '{text}'; there are {}", names.join(", ")))
+}
+
+fn property(text: &str) -> Result<&'static str, String> {
+    let named = NAMES.into_iter().find(|name| *name == text);
+    named.ok_or_else(|| format!("no property '{text}'; there are '{}'", NAMES.join("', '")))
 }
 
 fn fault(text: &str) -> Result<FaultSet, String> {
@@ -309,7 +325,7 @@ fn many(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
 
 /// Runs a world in a process of its own, so that an assert that fires ends that world only. Returns what
 /// it printed, or what failed.
-fn run_apart(wish: Wish) -> Result<String, String> {
+fn run_apart(wish: Wish, only: Option<&str>) -> Result<String, String> {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new(program);
     command.args(["--seed", &wish.seed.to_string(), "--ops", &wish.ops.to_string()]);
@@ -322,6 +338,9 @@ fn run_apart(wish: Wish) -> Result<String, String> {
     }
     if wish.wild_clocks {
         command.arg("--wild-clocks");
+    }
+    if let Some(only) = only {
+        command.args(["--only", only]);
     }
     let output = command.output().expect("the program that runs can be run");
     if output.status.success() {
@@ -338,7 +357,7 @@ fn run_apart(wish: Wish) -> Result<String, String> {
 fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     let (failed, totals) = (AtomicU64::new(0), Mutex::new(Totals::default()));
     over_seeds(orders, seeds, |seed| {
-        match run_apart(wish(orders, seed)) {
+        match run_apart(wish(orders, seed), orders.only) {
             Ok(line) => totals.lock().expect("no holder panics").add_printed(&line),
             Err(what) => {
                 failed.fetch_add(1, Ordering::Relaxed);
@@ -352,11 +371,13 @@ fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What fails in a seed's world with a planted bug and holds without it.
+/// What fails in a seed's world with a planted bug and holds without it; the one property that is looked at, if it is one.
 fn finding(orders: &Orders, bug: Planted, seed: u64) -> Option<String> {
     let sound = wish(orders, seed);
     let broken = Wish { planted: Some(bug), ..sound };
-    run_apart(broken).err().filter(|_| run_apart(sound).is_ok())
+    let failure = run_apart(broken, orders.only).err()?;
+    let counts = orders.only.is_none_or(|only| checker(&failure) == only);
+    (counts && run_apart(sound, None).is_ok()).then_some(failure)
 }
 
 /// The property that a failure names, or the assert that fired.
@@ -388,6 +409,38 @@ fn coverage(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     }
     println!("see no planted bug in seeds {}..{}: {}", seeds.0, seeds.1, blind.join("; "));
     ExitCode::FAILURE
+}
+
+/// For each property, a planted bug that it sees while no other property is looked at.
+fn each(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
+    let mut blind = 0;
+    for name in NAMES {
+        let alone = Orders { only: Some(name), ..orders.clone() };
+        let bugs = Planted::ALL.len() as u64;
+        let found = Mutex::new(None::<u64>);
+        // All bugs in a seed's world, then those in the next.
+        over_seeds(&alone, (seeds.0 * bugs, seeds.1 * bugs), |turn| {
+            let bug = Planted::ALL[(turn % bugs) as usize].0;
+            let sees = finding(&alone, bug, turn / bugs).is_some();
+            if sees {
+                let mut found = found.lock().expect("no thread panics with it");
+                *found = Some(found.map_or(turn, |earlier| earlier.min(turn)));
+            }
+            !sees
+        });
+        match found.into_inner().expect("no thread panics with it") {
+            Some(turn) => {
+                let (bug, count) =
+                    (Planted::ALL[(turn % bugs) as usize].1, turn / bugs - seeds.0 + 1);
+                println!("{name}: sees {bug} after {count} seeds");
+            }
+            None => {
+                blind += 1;
+                println!("{name}: sees no planted bug in seeds {}..{}", seeds.0, seeds.1);
+            }
+        }
+    }
+    if blind == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn hunt_all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {

@@ -433,13 +433,7 @@ impl World {
     /// members formed it and have intact logs, and no server is still getting over the loss of its disk.
     fn stands(&mut self) -> Option<(View, ServerSet)> {
         let (view, members) = self.highest_formed();
-        for member in members.iter() {
-            let durable = glue::view_file(&self.hosts[member.index()].disk);
-            if durable.is_some_and(|durable| durable.formed == view) {
-                self.nemesis.recovering.remove(member);
-            }
-        }
-        if !self.unadmitted().is_empty() || !self.nemesis.recovering.is_empty() {
+        if self.is_getting_over() {
             return None;
         }
         // Where records count in memory, a disk may fail long after its server became a member.
@@ -452,6 +446,18 @@ impl World {
                 && !self.observer.votes.is_doubtful(server)
         };
         (view > View::NONE && members.iter().all(sound)).then_some((view, members))
+    }
+
+    /// Whether a server has lost its disk and is not back in a view.
+    fn is_getting_over(&mut self) -> bool {
+        let (view, members) = self.highest_formed();
+        for member in members.iter() {
+            let durable = glue::view_file(&self.hosts[member.index()].disk);
+            if durable.is_some_and(|durable| durable.formed == view) {
+                self.nemesis.recovering.remove(member);
+            }
+        }
+        !self.unadmitted().is_empty() || !self.nemesis.recovering.is_empty()
     }
 
     /// Servers whose disks are lost and not admitted again.
@@ -535,7 +541,7 @@ impl World {
             let whole = host.damage().is_some_and(|damaged| copy == struck || damaged == 0);
             whole && !self.observer.needs_image(copy)
         };
-        if !self.profile.shape.copies().all(bears) {
+        if !self.profile.shape.copies().all(bears) || self.is_getting_over() {
             return; // the group could not bear it
         }
         let rng = &mut self.nemesis.rng;

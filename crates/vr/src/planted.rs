@@ -48,6 +48,8 @@ pub enum Planted {
     OldEpochVotes,
     /// Rule 14: what ended a process is redone without care.
     RedoWithoutCare,
+    /// Section 3: a backup applies all that is committed, however far its primary is.
+    ApplyAtCommit,
     /// Section 3: a reply leaves before CP covers its record.
     ReplyBeforeCommit,
     /// Section 3: a read shows records above CP.
@@ -62,7 +64,7 @@ pub enum Planted {
 
 impl Planted {
     /// All that random worlds show, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 25] = [
+    pub const ALL: [(Planted, &'static str); 26] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
@@ -83,6 +85,7 @@ impl Planted {
         (Planted::TrimIgnoresAbsent, "trim-ignores-absent"),
         (Planted::WitnessDropsLog, "witness-drops-log"),
         (Planted::RedoWithoutCare, "redo-without-care"),
+        (Planted::ApplyAtCommit, "apply-at-commit"),
         (Planted::ReplyBeforeCommit, "reply-before-commit"),
         (Planted::ReadAboveCommit, "read-above-commit"),
         (Planted::NoClientTable, "no-client-table"),

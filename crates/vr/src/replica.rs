@@ -387,6 +387,7 @@ impl Replica {
     /// being loaded not beyond what is still to come.
     pub fn may_apply(&self) -> Op {
         match (&self.stage, self.redo_limit()) {
+            (Stage::Member { .. }, _) if self.planted(Planted::ApplyAtCommit) => self.cp(),
             (Stage::Member { primary_ap, .. }, _) => self.cp().min(*primary_ap),
             (_, Some(limit)) => self.cp().min(limit),
             (_, None) => self.cp(),

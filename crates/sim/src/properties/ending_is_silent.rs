@@ -7,7 +7,8 @@ use harp_node::vr::{Envelope, Message, SERVERS_MAX, ServerId};
 
 use super::{Verdict, require};
 
-const NAME: &str = "3, a server that writes its log out is silent";
+/// The property, in words.
+pub const NAME: &str = "3, a server that writes its log out is silent";
 
 /// Processes that were told to write out.
 #[derive(Debug, Default)]
