@@ -193,8 +193,10 @@ fn simulate(workspace: &Workspace, report: &mut Report) {
             simulated(&mut bulk)
         });
     }
-    report
-        .step("simulator, planted bugs", || simulated(Command::new(&simulator).arg("--hunt-all")));
+    for (what, order) in [("planted bugs", "--hunt-all"), ("each property alone", "--each")] {
+        let step = format!("simulator, {what}");
+        report.step(&step, || simulated(Command::new(&simulator).arg(order)));
+    }
 }
 
 /// Runs the simulator; a failure is told by the lines that say what happened and how to replay it.

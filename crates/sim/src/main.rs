@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use harp_node::vr::Planted;
 use harp_sim::nemesis::FaultSet;
-use harp_sim::properties::{NAMES, look_only_for};
+use harp_sim::properties::{self, look_only_for};
 use harp_sim::{Report, Wish, run};
 
 const USAGE: &str = "\
@@ -21,7 +21,7 @@ harp-sim --seeds A..B [--ops N] [--n 1|2] [--planted NAME]         one world a s
          [--twice K]                                               every K-th of them twice: the traces must be equal
 harp-sim --hunt NAME --seeds A..B [--ops N] [--n 1|2]              the first seed that finds a planted bug
 harp-sim --hunt-all [--seeds A..B] [--ops N] [--n 1|2]             the same for every planted bug
-harp-sim --each [--seeds A..B] [--ops N] [--n 1|2]                 a planted bug that each property sees alone
+harp-sim --each [--seeds A..B] [--ops N] [--n 1|2]                 whether each property alone sees its planted bug
 harp-sim --coverage [--seeds A..B] [--ops N] [--n 1|2]             which checker sees which planted bug
 
 --without FAULT, as often as you like, leaves a class of faults out. --wild-clocks lets clocks leave their bound:
@@ -139,8 +139,9 @@ fn planted(text: &str) -> Result<Planted, String> {
 }
 
 fn property(text: &str) -> Result<&'static str, String> {
-    let named = NAMES.into_iter().find(|name| *name == text);
-    named.ok_or_else(|| format!("no property '{text}'; there are '{}'", NAMES.join("', '")))
+    let names: Vec<_> = properties::ALL.iter().map(|(name, _)| *name).collect();
+    let unknown = || format!("no property '{text}'; there are '{}'", names.join("', '"));
+    properties::named(text).ok_or_else(unknown)
 }
 
 fn fault(text: &str) -> Result<FaultSet, String> {
@@ -381,9 +382,9 @@ fn finding(orders: &Orders, bug: Planted, seed: u64) -> Option<String> {
 }
 
 /// The property that a failure names, or the assert that fired.
-fn checker(failure: &str) -> &str {
-    let by_property = |name: &&&str| failure.contains(&format!("property {name}:"));
-    NAMES.iter().find(by_property).copied().unwrap_or("an assert in the node")
+fn checker(failure: &str) -> &'static str {
+    let named = |(name, _): &&(&str, Planted)| failure.contains(&format!("property {name}:"));
+    properties::ALL.iter().find(named).map_or("an assert in the node", |(name, _)| name)
 }
 
 /// Which planted bug is seen by which checker, over all of these seeds; which checkers see none.
@@ -403,7 +404,8 @@ fn coverage(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
         println!("{name}: {}", if shown.is_empty() { "nothing".into() } else { shown.join("; ") });
         seen.extend(by.into_keys());
     }
-    let blind: Vec<&str> = NAMES.into_iter().filter(|name| !seen.contains(*name)).collect();
+    let names = properties::ALL.iter().map(|(name, _)| *name);
+    let blind: Vec<&str> = names.filter(|name| !seen.contains(*name)).collect();
     if blind.is_empty() {
         return ExitCode::SUCCESS;
     }
@@ -411,32 +413,37 @@ fn coverage(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// For each property, a planted bug that it sees while no other property is looked at.
+/// The first of these seeds whose world shows a planted bug, and what failed there.
+fn first_finding(orders: &Orders, bug: Planted, seeds: (u64, u64)) -> Option<(u64, String)> {
+    let found = Mutex::new(None);
+    over_seeds(orders, seeds, |seed| {
+        let finding = finding(orders, bug, seed);
+        let missed = finding.is_none();
+        if let Some(failure) = finding {
+            let mut found = found.lock().expect("no thread panics with it");
+            if found.as_ref().is_none_or(|(earlier, _)| seed < *earlier) {
+                *found = Some((seed, failure));
+            }
+        }
+        missed
+    });
+    found.into_inner().expect("no thread panics with it")
+}
+
+/// Whether each property sees its planted bug while no other property is looked at.
 fn each(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     let mut blind = 0;
-    for name in NAMES {
+    for (name, bug) in properties::ALL {
         let alone = Orders { only: Some(name), ..orders.clone() };
-        let bugs = Planted::ALL.len() as u64;
-        let found = Mutex::new(None::<u64>);
-        // All bugs in a seed's world, then those in the next.
-        over_seeds(&alone, (seeds.0 * bugs, seeds.1 * bugs), |turn| {
-            let bug = Planted::ALL[(turn % bugs) as usize].0;
-            let sees = finding(&alone, bug, turn / bugs).is_some();
-            if sees {
-                let mut found = found.lock().expect("no thread panics with it");
-                *found = Some(found.map_or(turn, |earlier| earlier.min(turn)));
-            }
-            !sees
-        });
-        match found.into_inner().expect("no thread panics with it") {
-            Some(turn) => {
-                let (bug, count) =
-                    (Planted::ALL[(turn % bugs) as usize].1, turn / bugs - seeds.0 + 1);
-                println!("{name}: sees {bug} after {count} seeds");
+        match first_finding(&alone, bug, seeds) {
+            Some((seed, _)) => {
+                let count = seed - seeds.0 + 1;
+                println!("{name}: sees {} after {count} seeds", name_of(bug));
             }
             None => {
                 blind += 1;
-                println!("{name}: sees no planted bug in seeds {}..{}", seeds.0, seeds.1);
+                let (from, to) = seeds;
+                println!("{name}: {} not found in seeds {from}..{to}", name_of(bug));
             }
         }
     }
@@ -446,19 +453,7 @@ fn each(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
 fn hunt_all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     let mut missed = 0;
     for bug in &orders.hunt {
-        let found = Mutex::new(None);
-        over_seeds(orders, seeds, |seed| {
-            let finding = finding(orders, *bug, seed);
-            let missed = finding.is_none();
-            if let Some(failure) = finding {
-                let mut found = found.lock().expect("no thread panics with it");
-                if found.as_ref().is_none_or(|(earlier, _)| seed < *earlier) {
-                    *found = Some((seed, failure));
-                }
-            }
-            missed
-        });
-        match found.into_inner().expect("no thread panics with it") {
+        match first_finding(orders, *bug, seeds) {
             None => {
                 missed += 1;
                 println!("{}: not found in seeds {}..{}", name_of(*bug), seeds.0, seeds.1);

@@ -322,8 +322,10 @@ impl Observer {
         self.view_complete.damaged(server);
     }
 
-    /// A process is told that a write or sync of its log failed: its log is void until rewritten.
-    pub fn disk_failed(&mut self, server: ServerId, life: u32) {
+    /// A process, whose server has formed `view`, is told that a write or sync of its log failed: the log is void
+    /// until it is rewritten.
+    pub fn disk_failed(&mut self, server: ServerId, life: u32, view: View) {
+        self.votes.doubtful(server, view);
         self.failed_disk.told(server, life);
         self.survives.damaged(server);
         self.witness_log.damaged(server);

@@ -4,7 +4,7 @@
 //! Invariant: outputs leave when the turn ends; a process that dies there lets a first part go.
 
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
-use harp_node::vr::{ConfigurationChange, Message, Op, ServerId};
+use harp_node::vr::{ConfigurationChange, Message, Op, ServerId, View};
 use harp_node::wire::record::{self, Split};
 use harp_node::{Event, LookedUp, Notice, Now, Output, Power, StoreJob};
 
@@ -93,7 +93,9 @@ impl World {
                 }
                 Incoming::Disk(done) => {
                     if let DiskDone::Failed { read: false, .. } = done {
-                        self.observer.disk_failed(server, self.hosts[server.index()].life);
+                        let host = &self.hosts[server.index()];
+                        let formed = glue::view_file(&host.disk).map_or(View::NONE, |d| d.formed);
+                        self.observer.disk_failed(server, host.life, formed);
                     }
                     node.step(now, Event::Disk(done), out);
                 }

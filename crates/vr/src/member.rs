@@ -294,7 +294,12 @@ impl Replica {
     /// The formed view is durable: this server is part of it.
     fn enter_view(&mut self, now: Nanos, install: Install, out: &mut Vec<Action>) {
         let (view, members) = (install.view, install.members);
-        let primary = self.settings.shape.primary_of(members).expect("a view without a copy");
+        let me = self.settings.me;
+        let primary = if self.planted(Planted::CoordinatorLeads) && view.coordinator() == me {
+            me
+        } else {
+            self.settings.shape.primary_of(members).expect("a view without a copy")
+        };
         self.attempt = self.attempt.take().filter(|a| a.view >= view);
         self.running = None;
         self.refusing = None;

@@ -9,6 +9,8 @@ pub enum Planted {
     PromiseNotDurable,
     /// Rule 1: a member goes on acknowledging the lower view after its promise.
     AckAfterPromise,
+    /// Rule 2: a copy that coordinated a view leads it, whomever the others take for its primary.
+    CoordinatorLeads,
     /// Rule 2: the primary commits when it alone has formed the view.
     CommitBeforeAllFormed,
     /// Rule 2: any complete log is voted, whatever view it is tagged with.
@@ -64,9 +66,10 @@ pub enum Planted {
 
 impl Planted {
     /// All that random worlds show, with the names the command line takes.
-    pub const ALL: [(Planted, &'static str); 26] = [
+    pub const ALL: [(Planted, &'static str); 27] = [
         (Planted::PromiseNotDurable, "promise-not-durable"),
         (Planted::AckAfterPromise, "ack-after-promise"),
+        (Planted::CoordinatorLeads, "coordinator-leads"),
         (Planted::CommitBeforeAllFormed, "commit-before-all-formed"),
         (Planted::VoteUntagged, "vote-untagged"),
         (Planted::ShortestLogWins, "shortest-log-wins"),

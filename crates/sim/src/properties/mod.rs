@@ -29,31 +29,38 @@ pub mod witness_keeps_log;
 
 use std::sync::OnceLock;
 
-/// All that random worlds look at, in words.
-pub const NAMES: [&str; 22] = [
-    acknowledged_kept::NAME,
-    apply_bound::NAME,
-    durable_views::NAME,
-    ending_is_silent::NAME,
-    equal_images::NAME,
-    executed_once::NAME,
-    failed_disk_stops::NAME,
-    glb_bound::NAME,
-    healed_group_serves::NAME,
-    held_by_members::NAME,
-    linearizable::NAME,
-    log_survives::NAME,
-    longest_log::NAME,
-    no_loop::NAME,
-    one_history::NAME,
-    one_lease::NAME,
-    one_primary::NAME,
-    pointer_order::NAME,
-    refusals::NAME,
-    view_complete::NAME,
-    votes::NAME,
-    witness_keeps_log::NAME,
+use harp_node::vr::Planted;
+
+/// All that random worlds look at, in words, each with a planted bug that it sees even when no other is looked at.
+pub const ALL: [(&str, Planted); 22] = [
+    (acknowledged_kept::NAME, Planted::AckAfterPromise),
+    (apply_bound::NAME, Planted::ApplyAtCommit),
+    (durable_views::NAME, Planted::PromiseNotDurable),
+    (ending_is_silent::NAME, Planted::AckWhileWritingOut),
+    (equal_images::NAME, Planted::AmnesiaVotes),
+    (executed_once::NAME, Planted::NoClientTable),
+    (failed_disk_stops::NAME, Planted::SyncFailureIgnored),
+    (glb_bound::NAME, Planted::TrimIgnoresAbsent),
+    (healed_group_serves::NAME, Planted::RefuseWithoutCause),
+    (held_by_members::NAME, Planted::CommitBeforeAllFormed),
+    (linearizable::NAME, Planted::ReplyBeforeCommit),
+    (log_survives::NAME, Planted::AckBeforeDurable),
+    (longest_log::NAME, Planted::ShortestLogWins),
+    (no_loop::NAME, Planted::RedoWithoutCare),
+    (one_history::NAME, Planted::VoteUntagged),
+    (one_lease::NAME, Planted::NoLeaseWait),
+    (one_primary::NAME, Planted::CoordinatorLeads),
+    (pointer_order::NAME, Planted::InstallTwice),
+    (refusals::NAME, Planted::RefuseWithoutCause),
+    (view_complete::NAME, Planted::AckAfterPromise),
+    (votes::NAME, Planted::AmnesiaVotes),
+    (witness_keeps_log::NAME, Planted::WitnessDropsLog),
 ];
+
+/// The property with this name.
+pub fn named(name: &str) -> Option<&'static str> {
+    ALL.iter().map(|(known, _)| *known).find(|known| *known == name)
+}
 
 /// A property that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +85,7 @@ pub type Verdict = Result<(), Violation>;
 /// The one property that is looked at, if only one is.
 static ONLY: OnceLock<&'static str> = OnceLock::new();
 
-/// From now on this process heeds no other property than this one of [`NAMES`]: a bug that several see is then seen
+/// From now on this process heeds no other property than this one of [`ALL`]: a bug that several see is then seen
 /// by that one, or not at all. Said once, before the first world.
 pub fn look_only_for(name: &'static str) {
     ONLY.set(name).expect("said once");
