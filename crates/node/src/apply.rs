@@ -43,6 +43,11 @@ impl Node {
             return;
         }
         let from = copy.shadow_op + 1;
+        let body = self.log.growing();
+        if from < body.begin() && body.record(from).is_none() {
+            // The group went on without this copy and trimmed what its image lacks: only another image helps.
+            return;
+        }
         let stop = limit.min(copy.shadow_op + APPLY_PER_TURN);
         let stop = if self.must_checkpoint_first() { from - 1 } else { stop };
         let stop = self.stop_with_care(now, stop, out);

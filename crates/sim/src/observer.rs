@@ -322,8 +322,8 @@ impl Observer {
         self.view_complete.damaged(server);
     }
 
-    /// A process, whose server has formed `view`, is told that a write or sync of its log failed: the log is void
-    /// until it is rewritten.
+    /// A process, whose server may have formed `view`, is told that a write or sync of its log failed: the log is
+    /// void until it is rewritten.
     pub fn disk_failed(&mut self, server: ServerId, life: u32, view: View) {
         self.votes.doubtful(server, view);
         self.failed_disk.told(server, life);

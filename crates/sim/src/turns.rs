@@ -4,7 +4,7 @@
 //! Invariant: outputs leave when the turn ends; a process that dies there lets a first part go.
 
 use harp_node::log::{DiskCommand, DiskDone, SlotFile};
-use harp_node::vr::{ConfigurationChange, Message, Op, ServerId, View};
+use harp_node::vr::{ConfigurationChange, Message, Op, ServerId};
 use harp_node::wire::record::{self, Split};
 use harp_node::{Event, LookedUp, Notice, Now, Output, Power, StoreJob};
 
@@ -93,9 +93,10 @@ impl World {
                 }
                 Incoming::Disk(done) => {
                     if let DiskDone::Failed { read: false, .. } = done {
-                        let host = &self.hosts[server.index()];
-                        let formed = glue::view_file(&host.disk).map_or(View::NONE, |d| d.formed);
-                        self.observer.disk_failed(server, host.life, formed);
+                        let life = self.hosts[server.index()].life;
+                        // What is on its way to the view file may yet arrive there.
+                        let view = node.replica().durable().promised;
+                        self.observer.disk_failed(server, life, view);
                     }
                     node.step(now, Event::Disk(done), out);
                 }
