@@ -151,3 +151,30 @@ fn rebuild_copy_given_up_at_the_logs_bound_loads_a_new_image() {
     all_there(&mut stage);
     stage.reckon();
 }
+
+/// A copy that was cut off hears how far GLB is, and trims its log beyond its own image; before that image is given
+/// up, it dies. What it starts with then cannot be brought forward, and it loads another image.
+#[test]
+fn rebuild_copy_that_dies_with_a_log_above_its_image_loads_a_new_image() {
+    let mut stage = Stage::new(1);
+    create_all(&mut stage);
+    // A long log, of which B's image has little.
+    load(&mut stage, 1_500);
+    stage.until("it is asked", |world| world.requests_left == 0);
+    stage.part(&[B], &[A, C], true);
+    for _ in 0..20 {
+        load(&mut stage, 1_000);
+        stage.until("it is asked", |world| world.requests_left == 0);
+        if needs_image(&stage.world, B) {
+            break;
+        }
+    }
+    assert!(needs_image(&stage.world, B), "the log is bounded");
+    stage.part(&[B], &[A, C], false);
+    stage
+        .until("B trimmed its log", |world| world.pulse(B).is_some_and(|b| b.log_begin > b.lb + 1));
+    stage.crash(B);
+    stage.restart(B);
+    stage.until("B is a member", |world| world.pulse(B).is_some_and(|b| b.normal));
+    stage.reckon();
+}
