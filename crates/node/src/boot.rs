@@ -7,7 +7,8 @@
 use harp_fs::handle::Volume;
 use harp_fs::shadow::{Shadow, ShadowSettings};
 use harp_log::{
-    AmnesiaWhy, DiskError, Evidence, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict, head_clean,
+    DiskError, Evidence, Log, LogDisk, LogSettings, Ring, SlotFile, Verdict, head_clean,
+    head_geometry,
 };
 use harp_vr::{
     Configuration, Durable, Incarnation, LogFacts, Nanos, Op, Override, Planted, Replica,
@@ -33,6 +34,8 @@ pub enum BootError {
     MediaLoss,
     /// The view file or the log was written by a newer version.
     Newer,
+    /// The view file was written by an older version, whose layout this one does not know.
+    Older,
     /// The disk belongs to another group.
     OtherGroup {
         /// That group.
@@ -62,6 +65,11 @@ impl std::fmt::Display for BootError {
             BootError::Newer => write!(
                 f,
                 "it was written by a newer version of harp: run that version or a later one"
+            ),
+            BootError::Older => write!(
+                f,
+                "it was written by an older version of harp, and nothing is wrong with it: run that version, copy \
+                 the files out, and bring them into a new group"
             ),
             BootError::OtherGroup { found } => {
                 write!(f, "this directory belongs to another group, ")?;
@@ -205,6 +213,7 @@ impl Node {
         let (mut durable, sequence) = read_view_file(&settings, disk)?;
         refuse_newer_log(disk)?;
         let log_settings = log_settings(&settings, durable.incarnation.start + 1);
+        refuse_other_segments(&log_settings, disk)?;
         let evidence = evidence(&settings, &durable, disk, &ring);
         let recovered = harp_log::recover_by(disk, ring.clone(), log_settings, evidence)?;
         // The last thing before the server may speak, all at once: its start, where its records count from now on,
@@ -213,11 +222,6 @@ impl Node {
         durable.memory = ring.memory_head().map_or(0, |memory| memory.id());
         let sequence = sequence + 1;
         disk.write_slot(SlotFile::View, (sequence % 2) as usize, &durable.encode(sequence))?;
-        if let Verdict::Amnesia(AmnesiaWhy::Geometry { segment_bytes, segments_max }) =
-            recovered.verdict
-        {
-            return Err(BootError::Segments { segment_bytes, segments_max });
-        }
         let mut log = recovered.log;
         let intact = recovered.verdict == Verdict::Intact && !durable.log_void;
         let amnesia = match &recovered.verdict {
@@ -363,6 +367,9 @@ fn read_view_file(
     if slots.iter().flatten().any(|slot| Durable::is_newer(slot)) {
         return Err(BootError::Newer);
     }
+    if slots.iter().flatten().any(|slot| Durable::is_older(slot)) {
+        return Err(BootError::Older);
+    }
     let newest = Durable::newest([slots[0].as_deref(), slots[1].as_deref()]);
     let (durable, sequence) = newest.ok_or(BootError::MediaLoss)?;
     if durable.group != settings.group {
@@ -382,6 +389,21 @@ fn refuse_newer_log(disk: &mut dyn LogDisk) -> Result<(), BootError> {
         }
     }
     Ok(())
+}
+
+/// A log in segments that the settings do not allow is no amnesia either, and nothing may change before they are
+/// set right: a start that counted would void a mark that the log was written out.
+fn refuse_other_segments(settings: &LogSettings, disk: &mut dyn LogDisk) -> Result<(), BootError> {
+    let slots = [0, 1].map(|slot| disk.read_slot(SlotFile::LogHead, slot).ok().flatten());
+    let newest = slots.iter().flatten().filter_map(|slot| head_geometry(slot)).max();
+    match newest {
+        Some((_, segment_bytes, segments_max))
+            if segment_bytes != settings.segment_bytes || segments_max > settings.segments_max =>
+        {
+            Err(BootError::Segments { segment_bytes, segments_max })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is to say whether the log is whole: it depends on where its records counted in the last life.

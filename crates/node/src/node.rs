@@ -273,6 +273,7 @@ impl Node {
                 && !copy.halted
                 && copy.barrier.is_none()
                 && copy.shadow_op < self.apply_limit()
+                && !self.must_checkpoint_first()
         });
         let draining = self.copy.as_ref().is_some_and(|c| c.draining);
         if behind || draining { now.steady } else { at }

@@ -192,10 +192,10 @@ impl Node {
     /// content of everything that changed meanwhile.
     pub(crate) fn must_checkpoint_first(&self) -> bool {
         let Some(copy) = &self.copy else { return false };
-        let Some(checkpoint) = &copy.checkpoint else { return false };
-        let ends = checkpoint.op <= self.replica.may_apply().0;
+        // One that waits for room may wait for long, and a primary that serves has asked for room before it planned.
+        let under_way = copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none());
         let many = copy.shadow.active().changed_blocks() >= self.generation_blocks_max();
-        ends && many && self.room_is_tight()
+        under_way && many && !self.replica.is_serving() && self.room_is_tight()
     }
 }
 

@@ -6,6 +6,7 @@
 
 use crate::action::Action;
 use crate::message::{Install, Message, Report};
+use crate::overriding::Override;
 use crate::planted::Planted;
 use crate::replica::{Replica, Stage};
 use crate::types::{Incarnation, Nanos, Op, SERVERS_MAX, ServerId, ServerSet, View};
@@ -295,7 +296,7 @@ impl Replica {
         }
         let glb = known().map(|(_, p)| p.report.glb).max().unwrap_or_default();
         let begin = glb.next().max(begin);
-        let first = (formed, top.1.report.members, settled.overridden.view);
+        let first = (formed, top.1.report.members, settled.overridden);
         let members = self.choose_members(now, &counted, first, (begin, end))?;
         let left = counted.iter().map(|(_, p)| {
             self.settings.lengthened(p.report.lease_left).saturating_sub(now.since(p.received))
@@ -326,10 +327,11 @@ impl Replica {
         &self,
         now: Nanos,
         counted: &[(ServerId, &Promised)],
-        (formed, formed_by, branch): (View, ServerSet, View),
+        (formed, formed_by, overridden): (View, ServerSet, Override),
         (begin, end): (Op, Op),
     ) -> Result<ServerSet, Refusal> {
         let shape = self.settings.shape;
+        let branch = overridden.view;
         let same = |r: &Report| r.branch == branch || self.planted(Planted::OldEpochVotes);
         let lacks = |r: &Report| {
             let tagged = r.log.filter(|_| r.formed == formed).map_or(Op::ZERO, |l| l.1);
@@ -342,9 +344,10 @@ impl Replica {
             let report = &promise.report;
             let lacking = lacks(report);
             if shape.is_copy(*server) {
-                // An override chose its members' images; those that did not hear of it have them still.
-                let chosen = formed == branch && formed_by.contains(*server);
-                let chosen = chosen && report.reached < branch && report.applied <= end;
+                // An override chose its members' images; those that did not hear of it have them still. So does a
+                // member of a later view that nobody completed: without it nothing was committed there.
+                let unheard = formed_by.contains(*server) && report.reached < branch;
+                let chosen = unheard && report.applied <= end.min(overridden.cut);
                 let image = report.image.filter(|_| same(report) || chosen);
                 let newest =
                     image.map(|lb| if same(report) { self.newest_lb(*server, lb) } else { lb.0 });

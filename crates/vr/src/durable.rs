@@ -86,6 +86,12 @@ impl Durable {
         r.u32() == Ok(MAGIC) && r.u32().is_ok_and(|version| version > VERSION)
     }
 
+    /// Whether a slot was written whole by an older version, whose layout this one does not know.
+    pub fn is_older(slot: &[u8]) -> bool {
+        let Ok(mut r) = Reader::unsealed(slot) else { return false };
+        r.u32() == Ok(MAGIC) && r.u32().is_ok_and(|version| version < VERSION)
+    }
+
     /// The newest content among the two slots; `None` if neither is whole (media loss, rule 4).
     pub fn newest(slots: [Option<&[u8]>; 2]) -> Option<(Durable, u64)> {
         let whole = slots.into_iter().flatten().filter_map(|s| Durable::decode(s).ok());
@@ -139,7 +145,8 @@ mod tests {
             w.sealed()
         };
         assert!(Durable::is_newer(&slot(VERSION + 1)));
-        assert!(!Durable::is_newer(&slot(VERSION)));
+        assert!(!Durable::is_newer(&slot(VERSION)) && !Durable::is_older(&slot(VERSION)));
+        assert!(Durable::is_older(&slot(VERSION - 1)));
         let mut damaged = slot(VERSION + 1);
         *damaged.last_mut().expect("not empty") ^= 1;
         assert!(!Durable::is_newer(&damaged));

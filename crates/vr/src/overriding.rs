@@ -162,10 +162,13 @@ impl Replica {
     pub fn on_override(&mut self, now: Nanos, order: Order, out: &mut Vec<Action>) {
         let token = order.token;
         let answer = |answer| Action::Overridden { token, answer };
-        if let Some(before) = self.order.take() {
+        if self.order.is_some() && self.tagging.is_some() {
+            let why = "an override is being begun: ask again".into();
+            return out.push(answer(OverrideAnswer::Refused { why }));
+        }
+        if self.order.is_some() {
             let why = "another order took this one's place".into();
-            let token = before.order.token;
-            out.push(Action::Overridden { token, answer: OverrideAnswer::Refused { why } });
+            self.end_order(now, OverrideAnswer::Refused { why }, out);
         }
         if let Some((view, primary)) = self.serving(now) {
             let why = format!("view {view} serves, {primary} is its primary");
@@ -223,9 +226,22 @@ impl Replica {
         self.order.is_some()
     }
 
-    fn end_order(&mut self, answer: OverrideAnswer, out: &mut Vec<Action>) {
+    fn end_order(&mut self, now: Nanos, answer: OverrideAnswer, out: &mut Vec<Action>) {
         let ordered = self.order.take().expect("an order is ended once");
+        if !matches!(answer, OverrideAnswer::Done { .. }) {
+            self.give_up_override(now, out);
+        }
         out.push(Action::Overridden { token: ordered.order.token, answer });
+    }
+
+    /// What was decided under an order and not begun is not carried out any more: a higher promise forbids it.
+    fn give_up_override(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let install = self.attempt.as_ref().and_then(|attempt| attempt.install);
+        if install.is_some_and(|(install, _)| install.overrides() && !self.has_begun(&install)) {
+            assert!(self.tagging.is_none(), "an override that is being begun is waited for");
+            let me = self.settings.me;
+            self.promise(now, self.durable.promised.next(me), me, out);
+        }
     }
 
     /// Time passes for an order: begin an attempt if none is under way, give up what takes too long.
@@ -235,19 +251,22 @@ impl Replica {
         if let Some((view, plan)) = ordered.trying
             && self.durable.formed == view
         {
-            return self.end_order(OverrideAnswer::Done { view, plan }, out);
+            return self.end_order(now, OverrideAnswer::Done { view, plan }, out);
+        }
+        if self.tagging.is_some() {
+            return; // it is being begun, or another view is: the next tick knows
         }
         if let Some((view, _)) = self.serving(now) {
             let why = format!("view {view} serves");
-            return self.end_order(OverrideAnswer::NotNeeded { why }, out);
+            return self.end_order(now, OverrideAnswer::NotNeeded { why }, out);
         }
         let spoken = self.all_speak(now, &ordered.order);
         if let Err(why) = spoken {
-            return self.end_order(OverrideAnswer::Refused { why }, out);
+            return self.end_order(now, OverrideAnswer::Refused { why }, out);
         }
         if waited > ORDER_TIMEOUTS * self.settings.failure_timeout {
             let why = "the servers did not come together in time: try again".into();
-            return self.end_order(OverrideAnswer::Refused { why }, out);
+            return self.end_order(now, OverrideAnswer::Refused { why }, out);
         }
         if self.attempt.is_none() && self.tagging.is_none() {
             self.retry_at = now;
@@ -267,7 +286,7 @@ impl Replica {
         if !missing.is_empty() {
             if now.since(ordered.since) > PROMISE_TIMEOUTS * self.settings.failure_timeout {
                 let why = format!("{missing:?} promised nothing: are they well?");
-                self.end_order(OverrideAnswer::Refused { why }, out);
+                self.end_order(now, OverrideAnswer::Refused { why }, out);
             }
             return;
         }
@@ -283,18 +302,18 @@ impl Replica {
         let ordered = self.order.expect("an order is judged");
         if let Ok(install) = self.judge(now) {
             let why = format!("view {} forms without it", install.view);
-            self.end_order(OverrideAnswer::NotNeeded { why }, out);
+            self.end_order(now, OverrideAnswer::NotNeeded { why }, out);
             return self.start_phase_two(now, install, out);
         }
         let plan = match self.judge_override(now, &ordered.order) {
             Ok((_, plan)) => plan,
-            Err(why) => return self.end_order(OverrideAnswer::Refused { why }, out),
+            Err(why) => return self.end_order(now, OverrideAnswer::Refused { why }, out),
         };
         match ordered.order.consent {
-            None => self.end_order(OverrideAnswer::Would(plan), out),
+            None => self.end_order(now, OverrideAnswer::Would(plan), out),
             Some(consent) if consent != plan.kept => {
                 let why = "what would be kept changed meanwhile: look again".into();
-                self.end_order(OverrideAnswer::Refused { why }, out);
+                self.end_order(now, OverrideAnswer::Refused { why }, out);
             }
             Some(_) => self.begin_epoch(now, plan, out),
         }
@@ -307,7 +326,7 @@ impl Replica {
         let formed = attempt.promises.iter().flatten().map(|p| p.report.formed.epoch());
         let Some(epoch) = formed.max().unwrap_or(0).checked_add(1) else {
             let why = "there were as many overrides as can be counted".into();
-            return self.end_order(OverrideAnswer::Refused { why }, out);
+            return self.end_order(now, OverrideAnswer::Refused { why }, out);
         };
         let next = self.durable.promised.next(me);
         let view = next.in_epoch(epoch.max(next.epoch()));
@@ -330,9 +349,9 @@ impl Replica {
             }
             Ok(_) => {
                 let why = "what would be kept changed meanwhile: look again".into();
-                self.end_order(OverrideAnswer::Refused { why }, out);
+                self.end_order(now, OverrideAnswer::Refused { why }, out);
             }
-            Err(why) => self.end_order(OverrideAnswer::Refused { why }, out),
+            Err(why) => self.end_order(now, OverrideAnswer::Refused { why }, out),
         }
     }
 
