@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use harp_node::vr::{Nanos, ServerId, View};
 use rustix::io::Errno;
@@ -72,6 +73,13 @@ pub fn parse_origin(bytes: &[u8; ORIGIN_BYTES]) -> (IpAddr, u16) {
 /// Sets a relayed connection's socket up: bounded memory, and a dead or stuck other side is noticed in the end.
 pub fn tune(socket: &OwnedFd) {
     connection::tune(socket, STUCK_MS, SOCKET_BYTES);
+}
+
+/// What was passed on and not yet delivered goes with its connection, whether it is closed or its process ends. Its
+/// client sends it again elsewhere; left to the kernel, it could arrive long after that and be carried out once more.
+fn abort_when_closed(socket: &OwnedFd) {
+    // Without it a copy of a call may come late, no more.
+    let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
 }
 
 /// How far a client's connection to the primary is.
@@ -478,6 +486,7 @@ impl Relays {
                     // It speaks only when it is spoken to.
                     Received::Bytes(_) if connection.received == [TAKEN] => {
                         connection.received = Vec::new();
+                        abort_when_closed(&connection.socket);
                         Some(Upstream::Up(connection))
                     }
                     Received::Bytes(_) | Received::Closed => None,
