@@ -2,6 +2,7 @@
 //! Servers: A the designated primary, B the designated backup, C the witness.
 
 use harp_node::fs::request::Status;
+use harp_node::{BootError, Node, Settings, Suspects};
 use harp_sim::profile::{MICRO, MILLI};
 use harp_sim::script::{A, B, C, D, E, Kind, Stage, create, lookup};
 
@@ -67,6 +68,41 @@ fn power_all_machines_go_off_written_out_nothing_is_lost() {
             assert_eq!(stage.answer(number).0, Status::Ok, "made once, off after {after} us");
         }
         all_there(&mut stage, 0..12);
+        stage.reckon();
+    }
+}
+
+/// A member starts with another segment length than its log has, by a mistake in the settings. It is refused, and
+/// nothing has changed: with the right one its log counts, from memory or as it was written out.
+#[test]
+fn power_a_start_with_other_segments_changes_nothing() {
+    for written_out in [false, true] {
+        let mut stage = Stage::with_ups(1);
+        stage.until_serves(&[A, B]);
+        stage.crash(A);
+        stage.world.hosts[A.index()].stays_down = true;
+        stage.until_serves(&[B, C]);
+        create_all(&mut stage, 0..4);
+        if written_out {
+            go_off(&mut stage, &[B, C]);
+        } else {
+            [B, C].into_iter().for_each(|server| stage.crash(server));
+        }
+        let settings = stage.world.profile.settings(C);
+        let wrong = Settings { segment_bytes: settings.segment_bytes / 2, ..settings };
+        let now = stage.world.now;
+        let host = &mut stage.world.hosts[C.index()];
+        let (ring, clock) = (host.ring.clone(), &host.clock);
+        let started =
+            Node::boot(wrong, &mut host.disk, None, ring, Suspects::default(), || clock.read(now));
+        assert!(matches!(started, Err(BootError::Segments { .. })));
+        stage.restart(C);
+        stage.until("C is up", |world| world.pulse(C).is_some());
+        let c = stage.pulse(C);
+        assert!(c.complete && c.log_end >= 4, "its log counts (written out: {written_out})");
+        stage.restart(B);
+        stage.until_serves(&[B, C]);
+        all_there(&mut stage, 0..4);
         stage.reckon();
     }
 }
