@@ -122,8 +122,8 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
     let mut disk = opened.map_err(|error| HarpError::file("open the log in", dir, error))?;
     let Judged { fault: view_fault, start, evidence } = judge_view(&mut disk, group)?;
     let heads = [disk.read_slot(SlotFile::LogHead, 0)?, disk.read_slot(SlotFile::LogHead, 1)?];
-    let newest = heads.iter().flatten().filter_map(|slot| head_geometry(slot)).max();
-    let (_, segment_bytes, segments_max) = newest.unwrap_or((0, SEGMENT_BYTES, SEGMENTS_MAX));
+    let (segment_bytes, segments_max) =
+        head_geometry(&heads).unwrap_or((SEGMENT_BYTES, SEGMENTS_MAX));
     let disk_bytes = segment_bytes.saturating_mul(segments_max);
     let mut ring_bytes = RING_BYTES.min(1 << disk_bytes.ilog2()).max(segment_bytes);
     loop {

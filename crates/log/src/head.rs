@@ -160,10 +160,12 @@ pub fn head_is_newer(slot: &[u8]) -> bool {
     short(0) == MAGIC && short(8) > VERSION && crc32c::crc32c(&bytes[8..]) == short(4)
 }
 
-/// The length of a segment and the number of segments of the log whose head is in a slot, and the number of the
-/// write: the higher counts. `None`: no head.
-pub fn head_geometry(slot: &[u8]) -> Option<(u64, u64, u64)> {
-    Head::read(slot).map(|head| (head.sequence, head.segment_bytes, head.segments_max))
+/// The length of a segment and the number of segments of the log that the newer of the two slots of the head names.
+/// `None`: no head.
+pub fn head_geometry(slots: &[Option<Vec<u8>>; 2]) -> Option<(u64, u64)> {
+    let heads = slots.iter().flatten().filter_map(|slot| Head::read(slot));
+    let newest = heads.max_by_key(|head| head.sequence)?;
+    Some((newest.segment_bytes, newest.segments_max))
 }
 
 #[cfg(test)]

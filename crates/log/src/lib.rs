@@ -13,13 +13,14 @@ pub mod memory;
 mod record;
 mod recover;
 pub mod ring;
+mod settings;
 mod swap;
 
 pub use batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BadExtent, ExtentRecords, parse_extent};
 pub use body::Body;
 pub use disk::{DiskCommand, DiskDone, DiskError, DiskRunner, LogDisk, SLOT_BYTES, SlotFile};
 pub use head::{CleanMark, HEAD_EXTRA_BYTES, head_begin, head_clean, head_geometry, head_is_newer};
-pub use log::{AppendError, Log, LogFull, LogSettings, Progress, Room};
+pub use log::{AppendError, Log, LogFull, Progress, Room};
 pub use memory::{MEMORY_HEAD_BYTES, MemoryHead, MemoryTie};
 pub use record::{
     BadRecord, RECORD_BODY_BYTES_MAX, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RawRecord, RawRecords,
@@ -27,3 +28,4 @@ pub use record::{
 };
 pub use recover::{AmnesiaWhy, Evidence, Recovered, Verdict, recover, recover_by};
 pub use ring::{LogPos, Ring, RingMemory};
+pub use settings::LogSettings;

@@ -11,60 +11,15 @@ use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
 use crate::body::{Body, Seam};
 use crate::disk::{DiskCommand, DiskDone, SlotFile};
 use crate::head::{HEAD_EXTRA_BYTES, Head};
-use crate::record::{
-    BadRecord, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RawRecord, Record, RecordHeader, record_len,
-};
+use crate::record::{BadRecord, RECORD_HEADER_BYTES, RawRecord, Record, RecordHeader, record_len};
 use crate::ring::{LogPos, Ring};
+use crate::settings::LogSettings;
 
 /// A batch that has reached this length is closed.
 const BATCH_BYTES_SOFT_MAX: u64 = 1 << 20;
 
 /// A write behind a log in memory that has reached this length grows no more: what comes after it waits for it.
 const BEHIND_BYTES_SOFT_MAX: u64 = 2 << 20;
-
-/// The settings of one server's log.
-#[derive(Clone, Copy, Debug)]
-pub struct LogSettings {
-    /// Length of a segment: a power of two, at least 16 KiB, at most the ring's length.
-    pub segment_bytes: u64,
-    /// Segments on disk; together at least as long as the ring.
-    pub segments_max: u64,
-    /// The server's start counter (its incarnation's): above that of every earlier start on this disk, and
-    /// durable before anything is written in it.
-    pub start: u64,
-    /// A rule broken on purpose: heads go on carrying the mark that an earlier start left. False in production.
-    pub keeps_clean_mark: bool,
-}
-
-/// Start counters are below this, so that generations, and sums of them, never overflow.
-pub(crate) const STARTS_MAX: u64 = 1 << 35;
-
-impl LogSettings {
-    pub(crate) fn check(&self, ring: &Ring) {
-        assert!(self.segment_bytes.is_power_of_two(), "a segment's length is a power of two");
-        assert!(self.segment_bytes >= 4 * BLOCK_BYTES, "a segment has at least four blocks");
-        assert!(self.segment_bytes <= ring.len(), "a segment fits into the ring");
-        assert!(self.disk_bytes() >= ring.len(), "the disk holds at least what the ring holds");
-        assert!(self.start < STARTS_MAX, "start counters are below {STARTS_MAX}");
-    }
-
-    pub(crate) fn disk_bytes(&self) -> u64 {
-        self.segment_bytes * self.segments_max
-    }
-
-    /// The longest record that fits into a segment.
-    fn record_bytes_max(&self) -> u64 {
-        (self.segment_bytes - BATCH_HEADER_BYTES as u64).min(RECORD_BYTES_MAX as u64)
-    }
-
-    pub(crate) fn segment_floor(&self, pos: u64) -> u64 {
-        pos & !(self.segment_bytes - 1)
-    }
-
-    pub(crate) fn segment_ceil(&self, pos: u64) -> u64 {
-        pos.next_multiple_of(self.segment_bytes)
-    }
-}
 
 /// Why nothing can be appended now. Nothing was overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

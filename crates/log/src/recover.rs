@@ -8,10 +8,11 @@ use crate::batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader};
 use crate::body::{Body, Seam};
 use crate::disk::{DiskError, LogDisk, SlotFile};
 use crate::head::{CleanMark, Head, NUMBER_MAX};
-use crate::log::{Log, LogSettings, STARTS_MAX};
+use crate::log::Log;
 use crate::memory::HeldLog;
 use crate::record::{RawRecord, RawRecords};
 use crate::ring::{LogPos, Ring};
+use crate::settings::{LogSettings, STARTS_MAX};
 use crate::swap::generations_of;
 
 /// The walk reads this much at a time.
@@ -222,7 +223,7 @@ fn read_head(
     *sequence = head.sequence;
     *generation = heads.iter().flatten().map(|head| head.generation).max().unwrap_or(0);
     let Head { segment_bytes, segments_max, .. } = head;
-    if segment_bytes != settings.segment_bytes || segments_max > settings.segments_max {
+    if !settings.allow(segment_bytes, segments_max) {
         return Err(Stop::NotIntact(AmnesiaWhy::Geometry { segment_bytes, segments_max }));
     }
     if let Some(name) = disk.lost_segment(LogPos(head.begin_pos)).map_err(Stop::unreadable)? {

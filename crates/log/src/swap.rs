@@ -7,8 +7,9 @@
 use crate::body::{Body, Seam};
 use crate::disk::DiskCommand;
 use crate::head::{CleanMark, HEAD_EXTRA_BYTES, Head};
-use crate::log::{Log, LogFull, LogSettings};
+use crate::log::{Log, LogFull};
 use crate::memory::HeldLog;
+use crate::settings::LogSettings;
 
 /// A head is written once so many segments are free: few, for what is used again soon is cheap to write to.
 const TRIMMED_SEGMENTS: u64 = 2;

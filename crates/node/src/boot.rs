@@ -395,11 +395,8 @@ fn refuse_newer_log(disk: &mut dyn LogDisk) -> Result<(), BootError> {
 /// set right: a start that counted would void a mark that the log was written out.
 fn refuse_other_segments(settings: &LogSettings, disk: &mut dyn LogDisk) -> Result<(), BootError> {
     let slots = [0, 1].map(|slot| disk.read_slot(SlotFile::LogHead, slot).ok().flatten());
-    let newest = slots.iter().flatten().filter_map(|slot| head_geometry(slot)).max();
-    match newest {
-        Some((_, segment_bytes, segments_max))
-            if segment_bytes != settings.segment_bytes || segments_max > settings.segments_max =>
-        {
+    match head_geometry(&slots) {
+        Some((segment_bytes, segments_max)) if !settings.allow(segment_bytes, segments_max) => {
             Err(BootError::Segments { segment_bytes, segments_max })
         }
         _ => Ok(()),

@@ -193,9 +193,10 @@ impl Node {
     pub(crate) fn must_checkpoint_first(&self) -> bool {
         let Some(copy) = &self.copy else { return false };
         // One that waits for room may wait for long, and a primary that serves has asked for room before it planned.
-        let under_way = copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none());
-        let many = copy.shadow.active().changed_blocks() >= self.generation_blocks_max();
-        under_way && many && !self.replica.is_serving() && self.room_is_tight()
+        copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none())
+            && !self.replica.is_serving()
+            && self.room_is_tight()
+            && copy.shadow.active().changed_blocks() >= self.generation_blocks_max()
     }
 }
 

@@ -41,6 +41,18 @@ fn needs_image(world: &World, server: ServerId) -> bool {
     primary.is_some_and(|p| p.node.replica().configuration().needs_image.contains(server))
 }
 
+/// The others go on without `server` until the log is at its bound.
+fn until_given_up(stage: &mut Stage, server: ServerId) {
+    for _ in 0..20 {
+        load(stage, 1_000);
+        stage.until("it is asked", |world| world.requests_left == 0);
+        if needs_image(&stage.world, server) {
+            return;
+        }
+    }
+    panic!("the log is bounded");
+}
+
 /// How many parts of an image `from` sent to `to`, counted from now on.
 fn count_parts(
     stage: &mut Stage,
@@ -134,14 +146,7 @@ fn rebuild_copy_given_up_at_the_logs_bound_loads_a_new_image() {
     create_all(&mut stage);
     stage.crash(B);
     stage.world.hosts[B.index()].stays_down = true;
-    for _ in 0..20 {
-        load(&mut stage, 1_000);
-        stage.until("it is asked", |world| world.requests_left == 0);
-        if needs_image(&stage.world, B) {
-            break;
-        }
-    }
-    assert!(needs_image(&stage.world, B), "the log is bounded");
+    until_given_up(&mut stage, B);
     let parts = count_parts(&mut stage, A, B);
     stage.restart(B);
     stage.until("B is a member", |world| world.pulse(B).is_some_and(|b| b.normal));
@@ -162,14 +167,7 @@ fn rebuild_copy_that_dies_with_a_log_above_its_image_loads_a_new_image() {
     load(&mut stage, 1_500);
     stage.until("it is asked", |world| world.requests_left == 0);
     stage.part(&[B], &[A, C], true);
-    for _ in 0..20 {
-        load(&mut stage, 1_000);
-        stage.until("it is asked", |world| world.requests_left == 0);
-        if needs_image(&stage.world, B) {
-            break;
-        }
-    }
-    assert!(needs_image(&stage.world, B), "the log is bounded");
+    until_given_up(&mut stage, B);
     stage.part(&[B], &[A, C], false);
     stage
         .until("B trimmed its log", |world| world.pulse(B).is_some_and(|b| b.log_begin > b.lb + 1));

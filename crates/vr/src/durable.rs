@@ -82,14 +82,18 @@ impl Durable {
 
     /// Whether a slot was written whole by a newer version, whose content this one cannot know.
     pub fn is_newer(slot: &[u8]) -> bool {
-        let Ok(mut r) = Reader::unsealed(slot) else { return false };
-        r.u32() == Ok(MAGIC) && r.u32().is_ok_and(|version| version > VERSION)
+        Durable::version(slot).is_some_and(|version| version > VERSION)
     }
 
     /// Whether a slot was written whole by an older version, whose layout this one does not know.
     pub fn is_older(slot: &[u8]) -> bool {
-        let Ok(mut r) = Reader::unsealed(slot) else { return false };
-        r.u32() == Ok(MAGIC) && r.u32().is_ok_and(|version| version < VERSION)
+        Durable::version(slot).is_some_and(|version| version < VERSION)
+    }
+
+    /// The version of a slot that was written whole.
+    fn version(slot: &[u8]) -> Option<u32> {
+        let mut r = Reader::unsealed(slot).ok()?;
+        (r.u32() == Ok(MAGIC)).then(|| r.u32().ok())?
     }
 
     /// The newest content among the two slots; `None` if neither is whole (media loss, rule 4).
