@@ -372,7 +372,7 @@ fn all(orders: &Orders, seeds: (u64, u64)) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What fails in a seed's world with a planted bug and holds without it; the one property that is looked at, if it is one.
+/// What fails in a seed's world with a planted bug and holds without it. If only one property is looked at, that one.
 fn finding(orders: &Orders, bug: Planted, seed: u64) -> Option<String> {
     let sound = wish(orders, seed);
     let broken = Wish { planted: Some(bug), ..sound };

@@ -86,7 +86,8 @@ pub type Verdict = Result<(), Violation>;
 static ONLY: OnceLock<&'static str> = OnceLock::new();
 
 /// From now on this process heeds no other property than this one of [`ALL`]: a bug that several see is then seen
-/// by that one, or not at all. Said once, before the first world.
+/// by that one, or not at all. (What judges replies and healing still ends a world; that is no finding then.) Said
+/// once, before the first world.
 pub fn look_only_for(name: &'static str) {
     ONLY.set(name).expect("said once");
 }
