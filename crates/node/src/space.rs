@@ -192,11 +192,16 @@ impl Node {
     /// content of everything that changed meanwhile.
     pub(crate) fn must_checkpoint_first(&self) -> bool {
         let Some(copy) = &self.copy else { return false };
-        // One that waits for room may wait for long, and a primary that serves has asked for room before it planned.
-        copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none())
-            && !self.replica.is_serving()
-            && self.room_is_tight()
-            && copy.shadow.active().changed_blocks() >= self.generation_blocks_max()
+        // One that waits for room may wait for long.
+        let under_way = copy.checkpoint.as_ref().is_some_and(|c| c.frozen.is_none());
+        let blocks = copy.shadow.active().changed_blocks();
+        if !under_way || !self.room_is_tight() || blocks < self.generation_blocks_max() {
+            return false;
+        }
+        // A primary asked for room before it planned, and its clients wait; what earlier views left it did not plan.
+        let next = self.log.growing().record(copy.shadow_op + 1);
+        let view = self.replica.formed().0;
+        !(self.replica.is_serving() && next.is_some_and(|record| record.header.view == view))
     }
 }
 

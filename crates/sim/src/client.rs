@@ -43,6 +43,8 @@ pub struct Client {
     pub pinned: bool,
     /// Replies to it are lost.
     pub deaf: bool,
+    /// Modifications that it was told succeeded.
+    pub successes: u64,
     files: Vec<Ino>,
     directories: Vec<Ino>,
     mounted: bool,
@@ -63,6 +65,7 @@ impl Client {
             told: VecDeque::new(),
             pinned: false,
             deaf: false,
+            successes: 0,
             files: Vec::new(),
             directories: Vec::new(),
             mounted: false,

@@ -1,7 +1,7 @@
 //! Connections between clients and servers, and the supervisor that says where to connect.
 //! Owns: bytes under way in both directions; who serves, as far as the supervisor heard.
 //! Never: loses or reorders bytes of a connection that lives; a reset loses what was under way.
-//! Invariant: a client has at most one connection; a call that was not answered is sent again, byte for
+//! Invariant: a client has at most one connection, besides those it gave up (`copies`); a call that was not answered is sent again, byte for
 //! byte, on the next one.
 
 use harp_node::vr::{ServerId, View};
@@ -32,6 +32,14 @@ pub struct Connection {
     held: bool,
     to_server: Way,
     to_client: Way,
+}
+
+impl Connection {
+    /// One of `client`, from `port`, to the process of `server` in this life.
+    pub fn new(client: u32, server: ServerId, port: u16, life: u32) -> Connection {
+        let (to_server, to_client) = Default::default();
+        Connection { client, server, port, life, open: true, held: false, to_server, to_client }
+    }
 }
 
 /// One direction.
@@ -160,17 +168,9 @@ impl World {
         let conn = self.connections.len() as u32;
         let keeps_port = self.streams.connections.chance(700);
         let port = if keeps_port { 900 } else { 10_000 + (conn % 50_000) as u16 };
-        let (to_server, to_client) = (Way { bytes: buffer, arriving: false }, Way::default());
-        self.connections.push(Connection {
-            client,
-            server,
-            port,
-            life: host.life,
-            open: true,
-            held: false,
-            to_server,
-            to_client,
-        });
+        let fresh = Connection::new(client, server, port, host.life);
+        self.connections
+            .push(Connection { to_server: Way { bytes: buffer, arriving: false }, ..fresh });
         note!(self, "client {client} connects to {server}");
         self.deliver(server, Incoming::Opened(conn));
         let me = &mut self.clients[client as usize];
@@ -253,6 +253,9 @@ impl World {
             self.answered(client, u32::from_be_bytes([x0, x1, x2, x3]));
             rest = &rest[4 + len as usize..];
         }
+        if self.clients[client as usize].conn != Some(conn) {
+            return self.reset(conn); // nobody listens there
+        }
         let way = &mut self.connections[conn as usize].to_client;
         way.bytes = bytes;
         way.bytes.clear();
@@ -263,8 +266,8 @@ impl World {
         let Client { open, .. } = &mut self.clients[client as usize];
         let Some(at) = open.iter().position(|open| *open == number) else { return };
         open.remove(at);
-        let buffer = self.observer.answered(number);
-        self.buffers.push(buffer);
+        let bytes = self.observer.answered(number);
+        self.may_copy(number, bytes);
         let Request { intent, answer, .. } = self.observer.requests[number as usize];
         let me = &mut self.clients[client as usize];
         me.heard_at = self.now;

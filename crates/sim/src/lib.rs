@@ -7,6 +7,7 @@
 pub mod client;
 pub mod clock;
 pub mod connections;
+pub mod copies;
 pub mod disk;
 pub mod glue;
 pub mod hash;

@@ -25,6 +25,7 @@ use crate::properties::{
     witness_keeps_log::WitnessKeepsLog,
 };
 
+const REAL_TIME: &str = "15, operations follow real time";
 /// Transaction ids are request numbers above this.
 const XID_BASE: u32 = 0x5100_0000;
 
@@ -462,7 +463,13 @@ impl Observer {
             let (op, from, intent) = (record.op, request.from, request.intent);
             let what =
                 format!("{intent:?} is op {op}, although op {from} was known before it began");
-            return Err(Violation { property: "15, operations follow real time", what });
+            return Err(Violation { property: REAL_TIME, what });
+        }
+        if request.answered {
+            let Request { intent, answer, .. } = *request;
+            let (op, status) = (record.op, answer.status);
+            let what = format!("{intent:?} is op {op}, although {status:?} was its answer before");
+            return Err(Violation { property: REAL_TIME, what });
         }
         let (plan, touched) = self.model.apply(record.op, &request.intent);
         if plan.status != Status::Ok {

@@ -137,6 +137,8 @@ pub struct ClientProfile {
     pub reset_per_mille: u32,
     /// Moves to another server that the supervisor is late for.
     pub linger_per_mille: u32,
+    /// Successes of which a copy arrives later on.
+    pub late_per_mille: u32,
 }
 
 /// Everything drawn once.
@@ -210,6 +212,7 @@ impl Profile {
                 directories: 3,
                 reset_per_mille: 0,
                 linger_per_mille: 0,
+                late_per_mille: 0,
             },
             faults: FaultSet::NONE,
             fault_gap: SECOND,
@@ -282,6 +285,7 @@ impl Profile {
         clients.directories = rng.between(1, 4) as u8;
         clients.linger_per_mille = *rng.pick(&[0, 300, 700]);
         clients.reset_per_mille = *rng.pick(&[0, 0, 5, 30]);
+        clients.late_per_mille = *rng.pick(&[0, 20, 100]);
         // However many operations there are, the clients' work spans many faults.
         let bursts = self.wish.ops / (clients.clients * clients.depth) as u64 + 1;
         let span = rng.between(30, 60) * self.fault_gap;

@@ -70,6 +70,11 @@ pub enum Due {
         /// Which.
         client: u32,
     },
+    /// A copy of a call that was answered arrives; the number is its place among the copies.
+    Copy {
+        /// Its place.
+        slot: u32,
+    },
     /// The supervisor looks who serves.
     Supervise,
     /// The next fault strikes.

@@ -17,6 +17,7 @@ use crate::intent::{How, Intent};
 use crate::model::{Ino, ROOT};
 use crate::names::Name;
 use crate::network::Message;
+use crate::observer::{Request, xid_of};
 use crate::profile::{MILLI, Profile, SECOND, Wish};
 use crate::properties::Pulse;
 use crate::world::{Fate, World};
@@ -105,6 +106,14 @@ impl Stage {
     pub fn with_store(n: u8, blocks: u64) -> Stage {
         let mut profile = Profile::calm(Wish::new(1, n, 0));
         profile.store_blocks = blocks;
+        Stage::of(profile).formed()
+    }
+
+    /// The same with small checkpoints, which keep little of the store for what only frees, and take long.
+    pub fn with_small_checkpoints(n: u8, blocks: u64, checkpoint_bytes: u64) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        (profile.store_blocks, profile.checkpoint_bytes) = (blocks, checkpoint_bytes);
+        profile.disk.checkpoint_mean = 50 * MILLI;
         Stage::of(profile).formed()
     }
 
@@ -326,6 +335,18 @@ impl Stage {
     pub fn call(&mut self, client: u32, intent: Intent) -> (Status, Option<Ino>) {
         let number = self.ask(client, intent);
         self.answer(number)
+    }
+
+    /// A copy of a request that was answered reaches whoever serves.
+    pub fn send_copy(&mut self, number: u32) {
+        let world = &mut self.world;
+        let Request { client, intent, .. } = world.observer.requests[number as usize];
+        let mut bytes = Vec::new();
+        let model = &world.observer.model;
+        let handle = |ino| model.handle(ino).expect("it was asked for before");
+        intent.encode(xid_of(number), world.clients[client as usize].user, handle, &mut bytes);
+        world.send_copy(number, bytes);
+        self.settle();
     }
 
     /// Asks for a new file in the root, and waits until it is there.

@@ -8,6 +8,7 @@ use harp_node::vr::{Durable, Envelope, OverrideAnswer, Planted, ServerId, Server
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::connections::{Connection, Supervisor};
+use crate::copies::Copy;
 use crate::glue;
 use crate::hash::Running;
 use crate::host::{Host, Incoming, Process};
@@ -73,6 +74,7 @@ pub struct World {
     pub(crate) queue: Queue,
     pub(crate) mail: MailRoom,
     pub(crate) connections: Vec<Connection>,
+    pub(crate) copies: Vec<Option<Copy>>,
     pub(crate) supervisor: Supervisor,
     pub(crate) nemesis: Nemesis,
     pub(crate) streams: Streams,
@@ -136,6 +138,7 @@ impl World {
             queue: Queue::default(),
             mail: MailRoom::default(),
             connections: Vec::new(),
+            copies: Vec::new(),
             supervisor: Supervisor::default(),
             nemesis: Nemesis::new(stream(Stream::Nemesis)),
             streams,
@@ -257,6 +260,10 @@ impl World {
             }
             Due::Client { client } => {
                 self.look(client);
+                Ok(())
+            }
+            Due::Copy { slot } => {
+                self.copy_arrives(slot);
                 Ok(())
             }
             Due::Supervise => {

@@ -2,6 +2,9 @@
 //! Servers: A the designated primary, B the designated backup, C the witness.
 
 use harp_node::fs::request::Status;
+use harp_sim::intent::{How, Intent};
+use harp_sim::model::ROOT;
+use harp_sim::names::Name;
 use harp_sim::power::LogLoss;
 use harp_sim::profile::{MICRO, MILLI};
 use harp_sim::script::{A, B, C, Kind, Stage, create, lookup, remove};
@@ -61,6 +64,28 @@ fn failover_primary_dies_between_commit_and_reply_client_gets_the_stored_reply()
     stage.until_serves(&[B, C]);
     assert_eq!(stage.answer(number).0, Status::Ok, "not EXIST: it was made once");
     stage.reckon();
+}
+
+/// A network kept a copy of each call that succeeded with nothing to change, and delivers it when the names are free:
+/// it finds its reply at whoever serves, and makes nothing. A chaos run of real servers met it first.
+#[test]
+fn failover_late_copies_of_calls_that_changed_nothing_make_nothing() {
+    let how = |how| Intent::Create { dir: ROOT, name: Name::file(0), how, mode: 0o644 };
+    for how in [how(How::Unchecked(None)), how(How::Exclusive(7))] {
+        let mut stage = Stage::new(1);
+        stage.until_serves(&[A, B]);
+        let first = stage.ask(0, how);
+        let (status, made) = stage.answer(first);
+        assert_eq!(status, Status::Ok);
+        let again = stage.ask(1, how);
+        assert_eq!(stage.answer(again), (Status::Ok, made), "it is there");
+        stage.crash(A);
+        stage.until_serves(&[B, C]);
+        assert_eq!(stage.call(0, remove(0)).0, Status::Ok);
+        stage.send_copy(again);
+        assert_eq!(stage.call(0, lookup(0)).0, Status::NoEnt);
+        stage.reckon();
+    }
 }
 
 /// L4. The primary comes back with its files and without its log.

@@ -81,3 +81,25 @@ fn room_is_kept_over_a_change_of_the_primary() {
     assert_eq!(stage.call(1, write(ino, 0)).0, Status::NoSpc);
     stage.reckon();
 }
+
+/// The primary was away while most of what it has was written anew. It takes the log in by steps, though it serves
+/// already: in one go there would be no room for old and new content at once.
+#[test]
+fn room_primary_that_was_away_takes_in_what_was_overwritten_by_steps() {
+    let (blocks, checkpoint_blocks) = (72, 16);
+    let mut stage = Stage::with_small_checkpoints(1, blocks, checkpoint_blocks * BLOCK);
+    let files: Vec<Ino> = (0..6).map(|file| stage.create(file)).collect();
+    let write_all = |stage: &mut Stage| {
+        for (ino, block) in files.iter().flat_map(|ino| (0..FILE_BLOCKS).map(move |b| (*ino, b))) {
+            assert_eq!(stage.call(0, write(ino, block)).0, Status::Ok);
+        }
+    };
+    write_all(&mut stage);
+    stage.settle();
+    stage.crash(A);
+    stage.until_serves(&[B, C]);
+    write_all(&mut stage);
+    stage.restart(A);
+    stage.until_serves(&[A, B]);
+    stage.reckon();
+}

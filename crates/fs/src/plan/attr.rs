@@ -4,7 +4,7 @@
 //! Invariant: a block's bytes beyond the end of its file are zeros, and no block lies beyond it.
 //! Source: RFC 1813 sections 3.3.1 and 3.3.2; POSIX chmod, chown, truncate.
 
-use super::{Done, FILE_SIZE_MAX, Object, Planned, Planner, Step, check, fail};
+use super::{FILE_SIZE_MAX, Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{BLOCK_BYTES, BLOCK_BYTES_U64, Inode, Known, Super, blocks_of};
 use crate::request::{Credential, FileType, Response, SetAttr, SetTime, Status, Time};
@@ -35,17 +35,14 @@ fn change(
     set: &SetAttr,
     guard: Option<Time>,
     seen: &mut Option<Object>,
-) -> Step<Done> {
+) -> Step<Response> {
     let object = p.resolve(handle)?;
     *seen = Some(object);
     if guard.is_some_and(|time| time != object.inode.ctime) {
         return fail(Status::NotSync);
     }
     if *set == SetAttr::default() {
-        return Ok(Done::Answer(Response::Wcc {
-            status: Status::Ok,
-            wcc: p.wcc(&object, &object),
-        }));
+        return Ok(Response::Wcc { status: Status::Ok, wcc: p.wcc(&object, &object) });
     }
     let who = p.context.credential;
     judge(&object.inode, set, &who)?;
@@ -56,7 +53,7 @@ fn change(
     }
     assign(&mut after.inode, set, &who, p.context.now);
     p.out().set_inode(after.ino, &after.inode);
-    Ok(Done::Record(Response::Wcc { status: Status::Ok, wcc: p.wcc(&object, &after) }))
+    Ok(Response::Wcc { status: Status::Ok, wcc: p.wcc(&object, &after) })
 }
 
 /// Whether `who` may make all the changes of `set`, and whether they make sense for the object.

@@ -5,7 +5,7 @@
 //! Source: RFC 1813 sections 3.3.8 to 3.3.11; POSIX open and mkdir for group and set-gid.
 
 use super::attr::{judge_size, judge_times, resize, resolve_time};
-use super::{Done, FILE_SIZE_MAX, LINK_MAX, Object, Planned, Planner, Step, check, fail};
+use super::{FILE_SIZE_MAX, LINK_MAX, Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{Entry, FIRST_COOKIE, Inode, Super, TARGET_BYTES_MAX};
 use crate::request::{CreateHow, DirName, FileType, Response, SetAttr, Status, Time};
@@ -86,7 +86,7 @@ fn make(
     settle(p, step, dir)
 }
 
-fn settle(p: &mut Planner<'_, '_>, step: Step<Done>, dir: Option<Object>) -> Planned {
+fn settle(p: &mut Planner<'_, '_>, step: Step<Response>, dir: Option<Object>) -> Planned {
     p.settle(step, |p, status| Response::Create {
         status,
         ok: None,
@@ -111,7 +111,7 @@ fn create_file(
     what: &DirName<'_>,
     how: &CreateHow,
     seen: &mut Option<Object>,
-) -> Step<Done> {
+) -> Step<Response> {
     let (dir, found, counts) = open(p, what, seen)?;
     let Some(entry) = found else {
         let mut sort = Sort::plain(FileType::Regular);
@@ -130,7 +130,7 @@ fn create_file(
             let file = p.named(entry.ino)?;
             // A file that was not created so has zeros.
             check(file.inode.verifier == *verifier && *verifier != [0; 8], Status::Exist)?;
-            Ok(Done::Answer(created(p, &dir, &dir, &file)))
+            Ok(created(p, &dir, &dir, &file))
         }
         CreateHow::Unchecked(set) => take_existing(p, &dir, &entry, set.size, counts),
     }
@@ -143,16 +143,16 @@ fn take_existing(
     entry: &Entry,
     size: Option<u64>,
     mut counts: Super,
-) -> Step<Done> {
+) -> Step<Response> {
     check(entry.kind == FileType::Regular, Status::Exist)?;
     let mut file = p.named(entry.ino)?;
     let Some(size) = size else {
-        return Ok(Done::Answer(created(p, dir, dir, &file)));
+        return Ok(created(p, dir, dir, &file));
     };
     judge_size(&file.inode, size, &p.context.credential)?;
     resize(p, &mut file, size, &mut counts)?;
     p.out().set_inode(file.ino, &file.inode);
-    Ok(Done::Record(created(p, dir, dir, &file)))
+    Ok(created(p, dir, dir, &file))
 }
 
 /// Adds a new object to `dir`, if `dir` may be written and there is room.
@@ -163,7 +163,7 @@ fn add(
     mut counts: Super,
     set: &SetAttr,
     sort: &Sort<'_>,
-) -> Step<Done> {
+) -> Step<Response> {
     let who = p.context.credential;
     let volume = p.context.volume;
     let mut dir = before;
@@ -189,7 +189,7 @@ fn add(
     p.add_entry(&mut dir, ino, sort.kind, name);
     p.touch_dir(&mut dir);
     p.out().set_super(&counts);
-    Ok(Done::Record(created(p, &before, &dir, &new)))
+    Ok(created(p, &before, &dir, &new))
 }
 
 fn new_inode(p: &Planner<'_, '_>, dir: &Object, ino: u64, set: &SetAttr, sort: &Sort<'_>) -> Inode {

@@ -5,7 +5,7 @@
 //! sub-directories' dots for a directory).
 //! Source: RFC 1813 sections 3.3.5 and 3.3.15.
 
-use super::{Done, LINK_MAX, Object, Planned, Planner, Step, check};
+use super::{LINK_MAX, Object, Planned, Planner, Step, check};
 use crate::inode::Known;
 use crate::need::Need;
 use crate::request::{DirName, FileType, Response, Status};
@@ -45,7 +45,7 @@ fn add(
     to: &DirName<'_>,
     seen_file: &mut Option<Object>,
     seen_dir: &mut Option<Object>,
-) -> Step<Done> {
+) -> Step<Response> {
     let file = p.resolve(handle);
     let opened = p.open_dir(to, (Status::Exist, Status::Exist), seen_dir);
     let file = file?;
@@ -62,9 +62,9 @@ fn add(
     p.out().set_inode(linked.ino, &linked.inode);
     p.add_entry(&mut dir, linked.ino, linked.inode.kind, to.name);
     p.touch_dir(&mut dir);
-    Ok(Done::Record(Response::Link {
+    Ok(Response::Link {
         status: Status::Ok,
         attr: Some(p.attributes(&linked)),
         dir: p.wcc(&before, &dir),
-    }))
+    })
 }

@@ -69,7 +69,8 @@ impl Room {
 /// What came of planning.
 #[derive(Debug)]
 pub enum Planned {
-    /// A modification: its effects are in the buffer, the reply waits until the record commits.
+    /// A modification, or one that succeeded with nothing to change: its effects are in the buffer, the reply waits
+    /// until the record commits.
     Record {
         /// The reply.
         response: Response,
@@ -162,14 +163,6 @@ fn fail<T>(status: Status) -> Step<T> {
 /// Fails with `status` unless `condition` holds.
 fn check(condition: bool, status: Status) -> Step<()> {
     if condition { Ok(()) } else { Err(Halt::Fail(status)) }
-}
-
-/// What a step that went through leads to.
-enum Done {
-    /// The effects written make a record.
-    Record(Response),
-    /// Nothing changes.
-    Answer(Response),
 }
 
 /// An object and its number.
@@ -393,22 +386,18 @@ impl Planner<'_, '_> {
         }
     }
 
-    /// The end of a request that may modify.
+    /// The end of a request that may modify. What succeeds makes a record, even where nothing changed: a copy of it
+    /// that comes late finds another state, and must find its reply instead.
     fn settle(
         &mut self,
-        step: Step<Done>,
+        step: Step<Response>,
         failed: impl FnOnce(&Self, Status) -> Response,
     ) -> Planned {
         match step {
-            Ok(Done::Record(response)) => {
-                assert!(self.wrote, "a record has effects");
+            Ok(response) => {
                 let out = std::mem::replace(&mut self.out, EffectWriter::new(&mut []));
                 let effects_len = out.finish().expect("the caller makes room for the effects");
                 Planned::Record { response, effects_len }
-            }
-            Ok(Done::Answer(response)) => {
-                assert!(!self.wrote, "effects need a record");
-                self.answer(response)
             }
             Err(Halt::Fail(status)) => {
                 assert!(!self.wrote, "a failure has no effects");

@@ -4,7 +4,7 @@
 //! Invariant: removing frees space and needs none, so it works on a full volume.
 //! Source: RFC 1813 sections 3.3.12 and 3.3.13; POSIX unlink and rmdir.
 
-use super::{Done, Object, Planned, Planner, Step, check, fail};
+use super::{Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{Entry, Super};
 use crate::request::{DirName, Response, Status};
@@ -54,7 +54,7 @@ fn take(
     victim: &Object,
     mut counts: Super,
     name: &[u8],
-) -> Step<Done> {
+) -> Step<Response> {
     let mut dir = before;
     let old = counts;
     p.take_entry(&mut dir, entry, name);
@@ -66,5 +66,5 @@ fn take(
     if counts.used_inodes != old.used_inodes {
         p.out().set_super(&counts);
     }
-    Ok(Done::Record(Response::Wcc { status: Status::Ok, wcc: p.wcc(&before, &dir) }))
+    Ok(Response::Wcc { status: Status::Ok, wcc: p.wcc(&before, &dir) })
 }

@@ -4,7 +4,7 @@
 //! Invariant: a moved directory's parent is the directory that holds its entry.
 //! Source: RFC 1813 section 3.3.14; POSIX rename.
 
-use super::{Done, LINK_MAX, Object, Planned, Planner, Step, check, fail};
+use super::{LINK_MAX, Object, Planned, Planner, Step, check, fail};
 use crate::access;
 use crate::inode::{Entry, ROOT, Super};
 use crate::request::{DirName, Response, Status, Wcc};
@@ -55,16 +55,21 @@ fn open(
     Ok(Move { from, to, source_entry, source, replaced, counts: counts? })
 }
 
-fn carry_out(p: &mut Planner<'_, '_>, parts: Move, from_name: &[u8], to_name: &[u8]) -> Step<Done> {
+fn carry_out(
+    p: &mut Planner<'_, '_>,
+    parts: Move,
+    from_name: &[u8],
+    to_name: &[u8],
+) -> Step<Response> {
     let Move { from, to, ref source, .. } = parts;
     if parts.replaced.is_some_and(|(entry, _)| entry.ino == source.ino) {
         // Two names of one object: POSIX has nothing change.
         let (from, to) = (p.wcc(&from, &from), p.wcc(&to, &to));
-        return Ok(Done::Answer(Response::Rename { status: Status::Ok, from, to }));
+        return Ok(Response::Rename { status: Status::Ok, from, to });
     }
     judge(p, &parts)?;
     let (from_wcc, to_wcc) = write(p, parts, from_name, to_name)?;
-    Ok(Done::Record(Response::Rename { status: Status::Ok, from: from_wcc, to: to_wcc }))
+    Ok(Response::Rename { status: Status::Ok, from: from_wcc, to: to_wcc })
 }
 
 /// Whether the move is allowed and makes sense.

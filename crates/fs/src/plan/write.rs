@@ -7,7 +7,7 @@
 //! take the file for one without holes.
 //! Source: RFC 1813 section 3.3.7.
 
-use super::{Done, FILE_SIZE_MAX, Object, Planned, Planner, Step, TRANSFER_MAX, check, fail};
+use super::{FILE_SIZE_MAX, Object, Planned, Planner, Step, TRANSFER_MAX, check, fail};
 use crate::access;
 use crate::effect::EffectWriter;
 use crate::inode::{BLOCK_BYTES, BLOCK_BYTES_U64, Block, Known, blocks_of};
@@ -42,7 +42,7 @@ fn put(
     count: u32,
     data: &[u8],
     seen: &mut Option<Object>,
-) -> Step<Done> {
+) -> Step<Response> {
     let before = p.resolve(handle)?;
     *seen = Some(before);
     match before.inode.kind {
@@ -55,7 +55,7 @@ fn put(
     check(data.len() >= count as usize, Status::Inval)?;
     let data = &data[..count.min(TRANSFER_MAX) as usize];
     if data.is_empty() {
-        return Ok(Done::Answer(written(p, &before, &before, 0)));
+        return Ok(written(p, &before, &before, 0));
     }
     let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
     let Some(end) = end else { return fail(Status::FBig) };
@@ -84,7 +84,7 @@ fn put(
         counts.used_blocks += fresh;
         p.out().set_super(&counts);
     }
-    Ok(Done::Record(written(p, &before, &after, data.len() as u32)))
+    Ok(written(p, &before, &after, data.len() as u32))
 }
 
 /// Bytes that fall into one block without filling it.

@@ -319,12 +319,18 @@ impl Model {
         self.inode(ino).entries.iter().any(|entry| matches!(entry.at(at), Some(Some(_))))
     }
 
-    /// Carries `intent` out as `op`. Returns its outcome and the object it made or changed.
+    /// Carries `intent` out as `op`. Returns its outcome and the object it made, changed or found.
     pub fn apply(&mut self, op: u64, intent: &Intent) -> (Plan, Option<Ino>) {
         assert!(op > self.op, "the model goes forward");
         let plan = self.plan(intent, self.op);
         self.op = op;
-        let Effect::Change(ino) = plan.effect else { return (plan, None) };
+        let Effect::Change(ino) = plan.effect else {
+            let found = match *intent {
+                Intent::Create { dir, name, .. } => self.entry_at(dir, name, op),
+                _ => None,
+            };
+            return (plan, found);
+        };
         let touched = match *intent {
             Intent::Write { offset, count, tag, .. } => {
                 self.write(op, ino, offset, count, tag);
