@@ -43,6 +43,10 @@ const KEPT_BYTES: usize = 32 << 20;
 /// A turn that takes longer (nanoseconds) delays heartbeats and is worth a line.
 const LONG_TURN: u64 = 50_000_000;
 
+/// A loop that did not turn for so long (nanoseconds) was stopped: what waits in its clients' sockets may be of clients
+/// that had their answers elsewhere since. As long as a peer's link may be stuck.
+const STOPPED: u64 = 1_000_000_000;
+
 /// How long the loop looks for more work before it sleeps (nanoseconds).
 const LINGER: u64 = 15_000;
 
@@ -126,6 +130,8 @@ pub struct EventLoop {
     clients: Clients,
     out: Output,
     wake_at: Nanos,
+    /// When the last turn began.
+    woke_at: Nanos,
     unsent: std::collections::VecDeque<ToSupervisor>,
     disk_done: Vec<DiskDone>,
     store_done: Vec<StoreDone>,
@@ -157,6 +163,7 @@ impl EventLoop {
             clients: Clients::new(),
             out: Output::default(),
             wake_at: Nanos(0),
+            woke_at: clock::steady(),
             unsent: Default::default(),
             disk_done: Vec::new(),
             store_done: Vec::new(),
@@ -226,6 +233,9 @@ impl EventLoop {
         };
         let ready = self.wait(until)?;
         let woke = clock::steady();
+        if woke.since(std::mem::replace(&mut self.woke_at, woke)) > STOPPED {
+            self.forget_relayed();
+        }
         for index in 0..ready {
             let ready = self.parts.poller.event(index);
             self.on_ready(ready);
@@ -326,11 +336,24 @@ impl EventLoop {
         });
     }
 
+    /// This server was stopped. Those whose calls it would pass on, and those who connected meanwhile, send again what
+    /// they still want.
+    fn forget_relayed(&mut self) {
+        let Some(Door { gate, relays }) = &mut self.parts.door else { return };
+        relays.reset_passed();
+        gate.reset_waiting();
+    }
+
     /// Sends clients to whoever serves, and lets more in if somebody does.
     fn tend_door(&mut self, now: Nanos) {
-        let Parts { node, poller, door: Some(door), .. } = &mut self.parts else { return };
+        let Parts { node, links, poller, door: Some(door), .. } = &mut self.parts else { return };
         let serving = node.replica().serving(now);
-        for relay::Returned { socket, from } in door.relays.aim(serving, poller) {
+        let target = serving.map(|(view, server)| relay::Target {
+            server,
+            view,
+            links_ended: links.ended(server),
+        });
+        for relay::Returned { socket, from } in door.relays.aim(target, poller) {
             let client = (None, from.ip(), from.port());
             self.clients.open(socket, client, node, &mut self.out, poller);
         }

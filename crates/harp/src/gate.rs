@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with, sockopt};
+use rustix::net::{SocketFlags, accept_with, connect_unspec, sockopt};
 
 use crate::error::HarpError;
 use crate::poller::{Interest, Poller, Source};
@@ -61,6 +61,14 @@ impl Gate {
             self.open = open;
             let interest = Interest { read: open, write: false };
             poller.change(&self.listener, Source::ClientListener, interest);
+        }
+    }
+
+    /// Resets all who wait.
+    pub fn reset_waiting(&self) {
+        while let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC) {
+            // Already reset by the client: as good.
+            let _ = connect_unspec(&socket);
         }
     }
 

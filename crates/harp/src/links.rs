@@ -60,6 +60,8 @@ enum State {
 struct Peer {
     address: SocketAddr,
     state: State,
+    /// Links to it that ended.
+    ended: u64,
     retry_ms: u64,
     complaint: String,
 }
@@ -111,7 +113,8 @@ impl Links {
         assert_eq!(addresses.len(), identity.servers as usize);
         let peers = addresses.iter().enumerate().map(|(index, address)| {
             let state = if index > me { State::Resting { until: now } } else { State::Absent };
-            Peer { address: *address, state, retry_ms: RETRY_MS_MIN, complaint: String::new() }
+            let (ended, retry_ms, complaint) = (0, RETRY_MS_MIN, String::new());
+            Peer { address: *address, state, ended, retry_ms, complaint }
         });
         listener
             .set_nonblocking(true)
@@ -127,6 +130,11 @@ impl Links {
             remarks: Vec::new(),
             arrivals: Vec::new(),
         })
+    }
+
+    /// How many links to a server have ended.
+    pub fn ended(&self, server: ServerId) -> u64 {
+        self.peers[server.index()].ended
     }
 
     /// When [`Links::on_time`] has something to do next.
@@ -173,6 +181,7 @@ impl Links {
     /// Ends whatever connection there is with a peer; the lower-numbered server tries again later.
     fn cut(&mut self, index: usize, now: Nanos) {
         let peer = &mut self.peers[index];
+        peer.ended += matches!(peer.state, State::Up(_)) as u64;
         peer.state = if index > self.identity.me.index() {
             let until = now.plus(peer.retry_ms * NANOS_PER_MS);
             peer.retry_ms = (peer.retry_ms * 2).min(RETRY_MS_MAX);
@@ -283,6 +292,7 @@ impl Links {
         deliver: impl FnMut(ServerId, &[u8]),
     ) {
         let peer = &mut self.peers[index];
+        peer.ended += matches!(peer.state, State::Up(_)) as u64;
         peer.retry_ms = RETRY_MS_MIN;
         peer.complaint.clear();
         let alive = split_frames(&mut connection.received, ServerId(index as u8), deliver);

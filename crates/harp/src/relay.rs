@@ -190,12 +190,23 @@ pub struct Returned {
     pub from: SocketAddr,
 }
 
+/// Where calls go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Who serves.
+    pub server: ServerId,
+    /// In which view.
+    pub view: View,
+    /// How many links to it have ended. What was passed on since one began to fail may arrive whenever the network lets
+    /// it, so that a relayed connection lives no longer than the link beside it.
+    pub links_ended: u64,
+}
+
 /// All relayed clients of one server.
 pub struct Relays {
     identity: Identity,
     peers: Vec<SocketAddr>,
-    /// Who serves.
-    target: Option<(View, ServerId)>,
+    target: Option<Target>,
     slots: Vec<Option<Relay>>,
     free: Vec<usize>,
     opened: u64,
@@ -306,9 +317,9 @@ impl Relays {
         self.retry_at = now.plus(RETRY_MS * NANOS_PER_MS);
     }
 
-    /// Takes note of who serves. Clients of whoever served before are reset, those that wait go to the new one;
+    /// Takes note of who serves. Clients of whoever served before, or over a link that ended, are reset, those that wait go to the new one;
     /// if that is this server itself, they are returned. While nobody is known to serve, all stay as they are.
-    pub fn aim(&mut self, target: Option<(View, ServerId)>, poller: &Poller) -> Vec<Returned> {
+    pub fn aim(&mut self, target: Option<Target>, poller: &Poller) -> Vec<Returned> {
         if target.is_none() || target == self.target {
             return Vec::new();
         }
@@ -316,7 +327,7 @@ impl Relays {
         self.retry_at = Nanos(0);
         let all: Vec<u64> = self.slots.iter().flatten().map(|relay| relay.id).collect();
         let mut returned = Vec::new();
-        let me = target.is_some_and(|(_, server)| server == self.identity.me);
+        let me = target.is_some_and(|target| target.server == self.identity.me);
         for id in all {
             let slot = self.slot_of(id).expect("listed above");
             let relay = self.slots[slot].as_mut().expect("just found");
@@ -342,6 +353,14 @@ impl Relays {
         returned
     }
 
+    /// Resets the clients of which calls may be under way, or read: they send again what they still want.
+    pub fn reset_passed(&mut self) {
+        let passed = |relay: &&Relay| matches!(relay.upstream, Upstream::Up(_));
+        let passed: Vec<u64> =
+            self.slots.iter().flatten().filter(passed).map(|relay| relay.id).collect();
+        passed.into_iter().for_each(|id| self.close(id, true));
+    }
+
     /// Begins and gives up attempts, and looks again at clients with too many calls under way: nothing tells
     /// when their systems acknowledge replies.
     pub fn on_time(&mut self, now: Nanos, poller: &Poller) {
@@ -354,7 +373,7 @@ impl Relays {
                 self.fail_attempt(id, now);
             }
         }
-        while let Some((_, to)) = self.target
+        while let Some(Target { server: to, .. }) = self.target
             && to != self.identity.me
             && self.attempts.len() < ATTEMPTS_MAX
             && self.retry_at <= now
@@ -453,7 +472,7 @@ impl Relays {
     /// Takes an attempt a step further; `None`: it came to nothing.
     fn further(&mut self, attempt: Upstream, id: u64, poller: &Poller) -> Option<Upstream> {
         let source = Source::Upstream(id);
-        let (_, to) = self.target?;
+        let to = self.target?.server;
         match attempt {
             Upstream::Connecting(mut connection) => {
                 if !matches!(sockopt::socket_error(&connection.socket), Ok(Ok(()))) {

@@ -97,6 +97,12 @@ impl Client {
         self.find(dir, name)
     }
 
+    /// Whether a CREATE is answered before the connection ends.
+    pub fn make_is_answered(&mut self, dir: &nfs_fh3, name: &str) -> bool {
+        let how = createhow3::UNCHECKED(sattr3::default());
+        done(self.nfs.create(&CREATE3args { where_: at(dir, name), how })).is_ok()
+    }
+
     pub fn make_dir(&mut self, dir: &nfs_fh3, name: &str, mode: u32) -> Result<nfs_fh3, nfsstat3> {
         let attributes = sattr3 { mode: Nfs3Option::Some(mode), ..sattr3::default() };
         call!(self.mkdir(MKDIR3args { where_: at(dir, name), attributes }))?;

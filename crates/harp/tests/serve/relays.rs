@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::process::Child;
 use std::time::Duration;
 
-use nfs3_client::nfs3_types::nfs3::{Nfs3Option, sattr3};
+use nfs3_client::nfs3_types::nfs3::{Nfs3Option, nfsstat3, sattr3};
 use rustix::process::Signal;
 
 use crate::client::{Client, connect_from};
@@ -75,6 +75,40 @@ fn clients_of_other_servers_outlive_a_stopped_primary() {
     group.await_roles(&["primary", "backup", "witness"]);
     let mut client = Client::mount(from, group.nfs(1), Some((0, 0))).expect("relayed");
     client.find(&root, "after").expect("there");
+}
+
+/// What came to a server while it was stopped may be of clients that went on elsewhere, long ago. It passes nothing of
+/// that on: those who wait for an answer send it again. So do those who connected meanwhile.
+#[test]
+fn calls_that_lay_at_a_stopped_relay_are_not_passed_on() {
+    let group = Deployment::start("serve-stopped-relay", &[]);
+    let from = [127, 0, 0, 1].into();
+    let mut before = Client::mount(from, group.nfs(2), Some((0, 0))).expect("relayed");
+    let root = before.root.clone();
+    before.make(&root, "before").expect("made");
+    group.signal(2, Signal::STOP);
+    let mut meanwhile = Client::with_root(from, group.nfs(2), Some((0, 0)), root.clone());
+    let asked = [
+        std::thread::spawn({
+            let root = root.clone();
+            move || before.make_is_answered(&root, "old connection")
+        }),
+        std::thread::spawn({
+            let root = root.clone();
+            move || meanwhile.make_is_answered(&root, "new connection")
+        }),
+    ];
+    // More than a link may be stuck.
+    std::thread::sleep(Duration::from_millis(1500));
+    group.signal(2, Signal::CONT);
+    for asked in asked {
+        assert!(!asked.join().expect("no panic"), "its connection is reset");
+    }
+    let mut client = Client::mount(from, group.nfs(2), Some((0, 0))).expect("relayed");
+    client.find(&root, "before").expect("there");
+    for name in ["old connection", "new connection"] {
+        assert_eq!(client.find(&root, name).err(), Some(nfsstat3::NFS3ERR_NOENT), "{name}");
+    }
 }
 
 /// A client that asks for much and takes nothing makes neither its server nor the primary grow; when it reads at
