@@ -2,7 +2,7 @@
 //! Owns: the phases, their limits, and what a run reports.
 //! Never: calls a run good that committed less than nine tenths of its operations.
 
-use harp_node::vr::{Order, ServerId};
+use harp_node::vr::{Consent, Order, ServerId, ServerSet};
 
 use crate::intent::Intent;
 use crate::model::{Kind, ROOT};
@@ -241,10 +241,14 @@ impl World {
         self.deliver(server, crate::host::Incoming::Verify(token));
     }
 
-    /// The operator orders an override of `server`; [`World::overridden`] has the answer.
-    pub fn order(&mut self, server: ServerId, order: Order) {
-        self.overridden = None;
+    /// The operator asks `server` what an override without `absent` would do (`consent`: nothing), or orders it. Returns
+    /// the order's number, by which [`World::answers`] has its answer and the override's record its time.
+    pub fn order(&mut self, server: ServerId, absent: ServerSet, consent: Option<Consent>) -> u64 {
+        self.orders += 1;
+        let (token, by) = (self.orders, *b"the operator\0\0");
+        let order = Order { token, absent, consent, at_seconds: token, by };
         self.deliver(server, crate::host::Incoming::Override(order));
+        token
     }
 
     /// What every server says of itself, for people.

@@ -9,8 +9,7 @@ use std::rc::Rc;
 use harp_node::GroupSource;
 use harp_node::fs::request::Status;
 use harp_node::vr::{
-    Consent, Envelope, Message as Said, Order, OverrideAnswer, Plan, Planted, ServerId, ServerSet,
-    View,
+    Consent, Envelope, Message as Said, OverrideAnswer, Plan, Planted, ServerId, ServerSet, View,
 };
 
 use crate::intent::{How, Intent};
@@ -365,11 +364,9 @@ impl Stage {
         absent: &[ServerId],
         consent: Option<Consent>,
     ) -> OverrideAnswer {
-        let absent = absent.iter().copied().collect();
-        let by = *b"the operator\0\0";
-        self.world.order(server, Order { token: 1, absent, consent, at_seconds: 7, by });
-        self.until("the order is answered", |world| world.overridden.is_some());
-        self.world.overridden.clone().expect("answered")
+        let number = self.world.order(server, absent.iter().copied().collect(), consent);
+        self.until("the order is answered", |world| world.answers.contains_key(&number));
+        self.world.answers[&number].clone()
     }
 
     /// The operator looks at what an override would do, agrees, and orders it.

@@ -12,7 +12,7 @@ use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
 use crate::nemesis::Fault;
 use crate::profile::{MICRO, SECOND};
-use crate::properties::{Pulse, Verdict, Violation};
+use crate::properties::{Pulse, Verdict, Violation, override_keeps};
 use crate::queue::Due;
 use crate::world::{Fate, World, note};
 
@@ -197,6 +197,7 @@ impl World {
 
     /// The first primary of a new epoch serves: the observer goes back to where its history begins.
     fn override_seen(&mut self, server: ServerId, pulse: &Pulse) -> Verdict {
+        override_keeps::check_order(self.answers.get(&pulse.overridden.at_seconds))?;
         let process = self.hosts[server.index()].process.as_ref().expect("it lives");
         let begin = process.node.log().current().begin();
         let records =
@@ -385,7 +386,10 @@ impl World {
                 Notice::Serving { view } => self.now_serves(server, *view),
                 Notice::Stopped { view } => self.serves_no_longer(server, *view),
                 Notice::Barrier { token, op } => self.barrier = Some((*token, *op)),
-                Notice::Overridden { answer, .. } => self.overridden = Some(answer.clone()),
+                Notice::Overridden { token, answer } => {
+                    let before = self.answers.insert(*token, answer.clone());
+                    assert!(before.is_none(), "an order gets one answer");
+                }
                 Notice::Digest { op, digest } => {
                     let damage = self.profile.faults.contains(Fault::BlockDamage);
                     self.observer.images.digested(server, *op, digest, damage)?;

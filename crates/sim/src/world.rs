@@ -3,6 +3,8 @@
 //! Never: reads a wall clock, starts a thread, or lets the order of a hash table matter.
 //! Invariant: the same wish gives the same sequence of events; `trace` is its running hash.
 
+use std::collections::BTreeMap;
+
 use harp_node::vr::{Durable, Envelope, OverrideAnswer, Planted, ServerId, ServerSet, View};
 
 use crate::client::Client;
@@ -87,8 +89,10 @@ pub struct World {
     pub(crate) blocks_lost: bool,
     /// The barrier that the primary answered last, by token.
     pub(crate) barrier: Option<(u64, Option<u64>)>,
-    /// What became of the operator's last order.
-    pub overridden: Option<OverrideAnswer>,
+    /// How many orders the operator gave.
+    pub(crate) orders: u64,
+    /// What became of them, by number.
+    pub answers: BTreeMap<u64, OverrideAnswer>,
 }
 
 /// A world with more events than this, and so many for each operation, has run away.
@@ -148,7 +152,8 @@ impl World {
             buffers: Vec::new(),
             blocks_lost: false,
             barrier: None,
-            overridden: None,
+            orders: 0,
+            answers: BTreeMap::new(),
             profile,
         };
         world.observer.model.may_run_out = world.profile.may_run_out();

@@ -2,7 +2,7 @@
 //! whoever was named comes back. What the override kept is there, what it gave up never happened, everything else
 //! holds as ever.
 
-use harp_node::vr::{Consent, Order, OverrideAnswer, ServerId, ServerSet};
+use harp_node::vr::{Consent, OverrideAnswer, ServerId, ServerSet};
 use harp_sim::Wish;
 use harp_sim::power::LogLoss;
 use harp_sim::profile::{MILLI, Profile, SECOND};
@@ -73,8 +73,13 @@ impl Disaster {
         server: ServerId,
         consent: Option<Consent>,
     ) -> Result<Option<OverrideAnswer>, Violation> {
-        let order = Order { token: 1, absent: self.absent, consent, at_seconds: 1, by: [b'x'; 14] };
-        self.world.order(server, order);
+        let order = self.world.order(server, self.absent, consent);
+        if consent.is_some() && self.rng.chance(300) {
+            // The operator asks once more, instead of waiting.
+            let time = self.rng.below(5 * MILLI);
+            self.pass(time)?;
+            self.world.order(server, self.absent, None);
+        }
         if consent.is_some() && self.rng.chance(300) {
             // The coordinator dies somewhere on the way.
             let time = self.rng.below(20 * MILLI);
@@ -85,8 +90,8 @@ impl Disaster {
             return Ok(None);
         }
         let limit = self.world.now + 5 * SECOND;
-        self.world.run_until(limit, |world| world.overridden.is_some())?;
-        Ok(self.world.overridden.clone())
+        self.world.run_until(limit, |world| world.answers.contains_key(&order))?;
+        Ok(self.world.answers.get(&order).cloned())
     }
 
     /// Asks every copy in turn, as the command does. Whether an order was carried out, or none is needed.

@@ -311,11 +311,7 @@ fn override_five_coordinator_that_dies_before_its_own_log_has_the_tag_leaves_the
     none_serves(&mut stage, &[B, C, D]);
     let OverrideAnswer::Would(plan) = stage.order(B, &[A, E], None) else { panic!("it would") };
     stage.lose(C, B, Kind::Promise);
-    let by = *b"the operator\0\0";
-    let absent = [A, E].into_iter().collect();
-    let consent = Some(plan.kept);
-    let order = harp_node::vr::Order { token: 2, absent, consent, at_seconds: 7, by };
-    stage.world.order(B, order);
+    stage.world.order(B, [A, E].into_iter().collect(), Some(plan.kept));
     stage.settle();
     stage.crash(B);
     stage.no_rules();
@@ -352,6 +348,82 @@ fn override_five_coordinator_that_dies_in_the_middle_is_followed_when_it_is_back
     all_there(&mut stage, 0..3);
     assert_eq!(stage.pulse(C).overridden.absent.len(), 2);
     create_all(&mut stage, 3..5);
+    stage.restart(A);
+    stage.restart(E);
+    stage.reckon();
+}
+
+/// Twice the coordinator dies after it formed a view that nobody else heard of: first the override's own, then one above
+/// it. The images that the override chose still count, and the third view forms.
+#[test]
+fn override_five_whose_coordinator_dies_twice_in_the_middle_is_followed_when_it_is_back() {
+    let mut stage = begin(2, 3);
+    power_off_all(&mut stage, &[A, B, C, D, E]);
+    stage.world.empty(D);
+    for server in [B, C, D] {
+        stage.restart(server);
+    }
+    none_serves(&mut stage, &[B, C, D]);
+    for to in [C, D] {
+        stage.lose(B, to, Kind::Install);
+    }
+    stage.override_by(B, &[A, E]);
+    let first = stage.world.durable(B).expect("a view file").formed;
+    stage.crash(B);
+    for from in [C, D] {
+        stage.lose(from, B, Kind::Invite);
+    }
+    stage.restart(B);
+    stage.until("its coordinator forms another view alone", |world| {
+        world.durable(B).expect("a view file").formed > first
+    });
+    stage.crash(B);
+    stage.no_rules();
+    stage.restart(B);
+    assert_eq!(stage.until_serves(&[B, C, D]).epoch(), 1);
+    all_there(&mut stage, 0..3);
+    stage.restart(A);
+    stage.restart(E);
+    stage.reckon();
+}
+
+/// The history that is kept is another server's, and its records are on their way when the operator asks again instead
+/// of waiting. The order is answered as refused, and then it is: nothing comes of it when the records arrive.
+#[test]
+fn override_five_that_was_refused_while_it_took_records_in_is_not_carried_out() {
+    let mut stage = begin(2, 3);
+    stage.crash(B);
+    stage.world.hosts[B.index()].stays_down = true;
+    stage.until("two copies and a witness", |world| {
+        world.serving().is_some_and(|server| {
+            world.pulse(server).is_some_and(|pulse| !pulse.members.contains(B))
+        })
+    });
+    create_all(&mut stage, 3..6);
+    power_off_all(&mut stage, &[A, B, C, D, E]);
+    stage.world.empty(D);
+    for server in [B, C, D] {
+        stage.restart(server);
+    }
+    none_serves(&mut stage, &[B, C, D]);
+    let OverrideAnswer::Would(plan) = stage.order(B, &[A, E], None) else { panic!("it would") };
+    assert_eq!(plan.holder, C);
+    stage.hold(C, B, Kind::Grant);
+    let absent = [A, E].into_iter().collect();
+    let order = stage.world.order(B, absent, Some(plan.kept));
+    stage.until("records are on their way", |world| !world.held_messages().is_empty());
+    assert!(!stage.world.answers.contains_key(&order));
+    stage.world.order(B, absent, None);
+    stage.until("it is answered", |world| world.answers.contains_key(&order));
+    let why = refused(stage.world.answers[&order].clone());
+    assert!(why.contains("another order"), "{why}");
+    stage.no_rules();
+    stage.release();
+    none_serves(&mut stage, &[B, C, D]);
+    assert_eq!(stage.pulse(B).overridden.view, View::NONE);
+    stage.override_by(B, &[A, E]);
+    stage.until_serves(&[B, C, D]);
+    all_there(&mut stage, 0..6);
     stage.restart(A);
     stage.restart(E);
     stage.reckon();

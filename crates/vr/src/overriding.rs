@@ -166,6 +166,7 @@ impl Replica {
             let why = "an override is being begun: ask again".into();
             return out.push(answer(OverrideAnswer::Refused { why }));
         }
+        self.end_order_that_is_done(now, out);
         if self.order.is_some() {
             let why = "another order took this one's place".into();
             self.end_order(now, OverrideAnswer::Refused { why }, out);
@@ -234,11 +235,24 @@ impl Replica {
         out.push(Action::Overridden { token: ordered.order.token, answer });
     }
 
+    /// An order is done once the log has its view's tag, before this server has entered the view.
+    fn end_order_that_is_done(&mut self, now: Nanos, out: &mut Vec<Action>) -> bool {
+        let trying = self.order.and_then(|ordered| ordered.trying);
+        let Some((view, plan)) = trying.filter(|(view, _)| *view == self.durable.formed) else {
+            return false;
+        };
+        self.end_order(now, OverrideAnswer::Done { view, plan }, out);
+        true
+    }
+
     /// What was decided under an order and not begun is not carried out any more: a higher promise forbids it.
     fn give_up_override(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        let install = self.attempt.as_ref().and_then(|attempt| attempt.install);
-        if install.is_some_and(|(install, _)| install.overrides() && !self.has_begun(&install)) {
+        let Some((install, _)) = self.attempt.as_ref().and_then(|attempt| attempt.install) else {
+            return;
+        };
+        if install.overrides() && !self.has_begun(&install) {
             assert!(self.tagging.is_none(), "an override that is being begun is waited for");
+            assert_ne!(self.tag, Some(install.view), "an override that was begun is done");
             let me = self.settings.me;
             self.promise(now, self.durable.promised.next(me), me, out);
         }
@@ -248,10 +262,8 @@ impl Replica {
     pub(crate) fn tick_order(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let Some(ordered) = self.order else { return };
         let waited = now.since(ordered.since);
-        if let Some((view, plan)) = ordered.trying
-            && self.durable.formed == view
-        {
-            return self.end_order(now, OverrideAnswer::Done { view, plan }, out);
+        if self.end_order_that_is_done(now, out) {
+            return;
         }
         if self.tagging.is_some() {
             return; // it is being begun, or another view is: the next tick knows
