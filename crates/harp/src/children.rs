@@ -101,6 +101,15 @@ impl Children {
         resting.min()
     }
 
+    /// Nobody rests any longer.
+    pub fn wake(&mut self, now: Nanos) {
+        for server in &mut self.servers {
+            if let State::Resting { until } = &mut server.state {
+                *until = now;
+            }
+        }
+    }
+
     /// Starts every server whose rest is over, and says how that went. One that could not be started
     /// rests again.
     pub fn start_due(
@@ -186,14 +195,17 @@ impl Children {
         }
     }
 
+    /// Sends a signal to a server, if it runs.
+    pub fn signal(&self, server: ServerId, signal: Signal) {
+        if let Some(running) = self.running(server) {
+            // It may have ended a moment ago.
+            let _ = pidfd_send_signal(&running.pidfd, signal);
+        }
+    }
+
     /// Sends a signal to every running server.
     pub fn signal_all(&self, signal: Signal) {
-        for server in &self.servers {
-            if let State::Running(running) = &server.state {
-                // It may have ended a moment ago.
-                let _ = pidfd_send_signal(&running.pidfd, signal);
-            }
-        }
+        (0..self.servers.len()).for_each(|index| self.signal(ServerId(index as u8), signal));
     }
 }
 

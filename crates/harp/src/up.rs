@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use harp_node::fs::key::RootOwner;
-use harp_node::vr::{Nanos, ServerId, Shape, View};
+use harp_node::vr::{Nanos, ServerId, ServerSet, Shape, View};
 use harp_node::{Durability, Export, Network, Squash};
 use rustix::process::Signal;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -306,6 +306,8 @@ struct Supervisor {
     stop_by: Option<Nanos>,
     /// The battery is low: servers write their logs out and end, however long that takes.
     power_low: bool,
+    /// Those who heed signals.
+    started: ServerSet,
 }
 
 impl Supervisor {
@@ -347,6 +349,7 @@ impl Supervisor {
             refusals: vec![String::new(); servers],
             stop_by: None,
             power_low: false,
+            started: ServerSet::EMPTY,
         })
     }
 
@@ -417,12 +420,16 @@ impl Supervisor {
         self.children.signal_all(Signal::CONT);
     }
 
-    /// Those who have not heard of it are told. Where the log is on the disk nothing need happen.
+    /// Those who have not heard of it are told, also those who are stopped, and those who were to be started again: each
+    /// has its log in memory. Where the log is on the disk nothing need happen.
     fn on_power_low(&mut self) {
         if self.durability == Durability::Ups && !self.power_low && self.stop_by.is_none() {
             self.power_low = true;
             self.tell("the battery is low: the servers write their logs out, and all ends");
-            self.children.signal_all(Signal::POWER);
+            self.started.iter().for_each(|server| self.children.signal(server, Signal::POWER));
+            self.children.signal_all(Signal::CONT);
+            self.children.wake(steady());
+            self.start_due(steady());
         }
     }
 
@@ -432,6 +439,7 @@ impl Supervisor {
         let Some(Death { status, pause, .. }) = self.children.reap(server, steady()) else {
             return;
         };
+        self.started.remove(server);
         let served = self.front.on_dead(server, &self.poller);
         if self.stop_by.is_some() || self.power_low {
             return;
@@ -458,7 +466,13 @@ impl Supervisor {
 
     fn on_message(&mut self, server: ServerId, message: ToSupervisor) {
         match message {
-            ToSupervisor::Started => self.tell(&format!("server {server} takes part")),
+            ToSupervisor::Started => {
+                self.started.insert(server);
+                if self.power_low {
+                    return self.children.signal(server, Signal::POWER);
+                }
+                self.tell(&format!("server {server} takes part"));
+            }
             ToSupervisor::Serving { view } => self.on_serving(server, View(view)),
             ToSupervisor::Stopped { view } => {
                 if self.front.on_stopped(server, View(view), &self.poller) {

@@ -171,6 +171,27 @@ fn records_in_memory_outlive_processes_and_a_power_failure() {
     group.check();
 }
 
+/// When the battery is low, one server has just died and one is stopped. Their logs are written out as well.
+#[test]
+fn records_of_a_dead_and_a_stopped_server_are_written_out_too() {
+    let mut group = Group::new("power-dead");
+    assert!(group.bench("record", &["--seconds", "1"]).wait().expect("it ends").success());
+    let pids = group.pids();
+    kill_process(pids[1], Signal::KILL).expect("it runs");
+    kill_process(pids[2], Signal::STOP).expect("it runs");
+    group.await_event("server b died");
+    kill_process(Pid::from_child(&group.up), Signal::POWER).expect("it runs");
+    assert_eq!(group.up.wait().expect("it ends").code(), Some(72));
+    assert_eq!(group.memory(), Vec::<PathBuf>::new());
+    group.again();
+    let mut events = Vec::new();
+    while events.last() != Some(&"ready".to_owned()) {
+        events.push(group.await_event(""));
+    }
+    assert!(!events.iter().any(|event| event.contains("not intact")), "{events:?}");
+    group.check();
+}
+
 /// Memory that goes without a word takes its server's log along: one server comes back through the others; when all
 /// have lost theirs the group refuses, and says so.
 #[test]
