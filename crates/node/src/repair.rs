@@ -159,6 +159,17 @@ impl Repair {
         lost.map(|(place, d)| BlockName { file: place.0, block: place.1, crc: d.crc }).collect()
     }
 
+    /// Whether another block can be known. If there are too many, the one that has been lost for longest makes place: it
+    /// is found again by whoever meets it.
+    fn has_place(&mut self) -> bool {
+        if self.damaged.len() < DAMAGED_MAX {
+            return true;
+        }
+        let lost = self.damaged.iter().filter(|(_, damaged)| damaged.is_given_up());
+        let oldest = lost.min_by_key(|(_, damaged)| damaged.since).map(|(place, _)| *place);
+        oldest.is_some_and(|place| self.damaged.remove(&place).is_some())
+    }
+
     /// The image is another one now.
     pub fn forget(&mut self) {
         self.damaged.clear();
@@ -195,17 +206,15 @@ impl Node {
         let mut new = Vec::new();
         for damaged in found {
             let place = (damaged.file, damaged.block);
-            match copy.repair.damaged.get(&place) {
-                Some(known) if known.crc == damaged.crc => {
-                    if known.lost {
+            match copy.repair.damaged.get(&place).map(|known| (known.crc, known.lost)) {
+                Some((crc, lost)) if crc == damaged.crc => {
+                    if lost {
                         copy.shadow.lose_block(place.0, place.1);
                     }
                 }
                 // The image moved on since either was seen: which is right will be seen.
                 Some(_) => copy.repair.examine_later([place].into_iter()),
-                None if copy.repair.damaged.len() >= DAMAGED_MAX => {
-                    copy.shadow.lose_block(place.0, place.1);
-                }
+                None if !copy.repair.has_place() => copy.shadow.lose_block(place.0, place.1),
                 None => {
                     copy.repair.damaged.insert(place, Damaged::new(damaged, now.steady));
                     new.push(*damaged);
@@ -548,6 +557,11 @@ impl Damaged {
         }
     }
 
+    /// Nobody has it, and nothing of it is under way.
+    fn is_given_up(&self) -> bool {
+        self.lost && matches!(self.stage, Stage::Due(_))
+    }
+
     /// `whom` has not got it.
     fn refused(&mut self, whom: ServerId, now: Nanos) {
         self.tried.insert(whom);
@@ -558,6 +572,23 @@ impl Damaged {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_blocks_make_place_for_others_longest_lost_first() {
+        let mut repair = Repair::default();
+        for block in 0..DAMAGED_MAX as u64 {
+            assert!(repair.has_place());
+            let damaged = DamagedBlock { file: 1, block, position: block, crc: 7 };
+            repair.damaged.insert((1, block), Damaged::new(&damaged, Nanos(10_000 - block)));
+        }
+        assert!(!repair.has_place(), "all are to be mended");
+        for block in [3, 9] {
+            repair.damaged.get_mut(&(1, block)).expect("known").lost = true;
+        }
+        assert!(repair.has_place());
+        assert!(!repair.damaged.contains_key(&(1, 9)), "lost for longest");
+        assert!(repair.damaged.contains_key(&(1, 3)));
+    }
 
     #[test]
     fn a_block_comes_under_its_name_or_not_at_all() {
