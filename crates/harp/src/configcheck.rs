@@ -176,6 +176,9 @@ impl Checker<'_> {
         let segment_bytes =
             self.power_of_two("settings.segment_bytes", &raw.segment_bytes, SEGMENT_MIN..=1 << 30)?;
         let ring = 2 * segment_bytes..=64 << 30;
+        let ring_bytes = self.power_of_two("settings.ring_bytes", &raw.ring_bytes, ring)?;
+        // A log that replaces another one, which may fill the ring, needs as much room beside it.
+        let segments_min = 2 * ring_bytes / segment_bytes;
         Ok(Tuning {
             heartbeat_ms: self.number(
                 "settings.heartbeat_ms",
@@ -189,9 +192,13 @@ impl Checker<'_> {
                 &raw.clock_drift_ppm,
                 0..=100_000,
             )?,
-            ring_bytes: self.power_of_two("settings.ring_bytes", &raw.ring_bytes, ring)?,
+            ring_bytes,
             segment_bytes,
-            segments_max: self.number("settings.segments_max", &raw.segments_max, 4..=9999)?,
+            segments_max: self.number(
+                "settings.segments_max",
+                &raw.segments_max,
+                segments_min..=9999,
+            )?,
             checkpoint_bytes: self.number(
                 "settings.checkpoint_bytes",
                 &raw.checkpoint_bytes,
@@ -484,6 +491,7 @@ mod tests {
             ("ring_bytes = 268435456", "ring_bytes = 268435457", "settings.ring_bytes"),
             ("segment_bytes = 67108864", "segment_bytes = 1048576", "settings.segment_bytes"),
             ("segments_max = 128", "segments_max = ", "settings.segments_max"),
+            ("segments_max = 128", "segments_max = 7", "settings.segments_max"),
             ("squash = \"none\"", "squash = \"some\"", "export.squash"),
             ("groups = \"client\"", "groups = \"ldap\"", "export.groups"),
         ];

@@ -88,6 +88,14 @@ impl Log {
         true
     }
 
+    /// Bytes of disk between the current log and what is left of the staged one: they are free again once it is staged
+    /// anew. (Those before the current log are free once a head says so; no head says where a staged log begins.)
+    pub fn staged_gap_bytes(&self) -> u64 {
+        let first = self.settings.segment_ceil(self.current.tail.pos);
+        let staged = self.staged.as_ref().filter(|staged| staged.on_disk);
+        staged.map_or(0, |staged| staged.begin_seam().pos.saturating_sub(first))
+    }
+
     /// Drops the staged log; the current one grows again. False, and nothing changed, while a swap is
     /// under way.
     pub fn drop_staged(&mut self) -> bool {

@@ -234,7 +234,7 @@ impl Node {
         if !ready || self.log.growing().end() != above.0 {
             return; // they will come again
         }
-        let mut end = above;
+        let (mut end, mut full) = (above, false);
         for raw in RawRecords::new(records) {
             let raw = match raw {
                 Ok(raw) if raw.op() <= end.0 => continue,
@@ -248,7 +248,10 @@ impl Node {
             let header = *raw.header();
             match self.log.append_raw(&raw) {
                 Ok(op) => end = Op(op),
-                Err(harp_log::AppendError::Full(_)) => break, // checkpoints make room
+                Err(harp_log::AppendError::Full(_)) => {
+                    full = true;
+                    break; // checkpoints make room
+                }
                 Err(error) => {
                     let text = format!("a record from {from} does not follow op {end}: {error:?}");
                     out.notices.push(Notice::Remark { text });
@@ -272,6 +275,10 @@ impl Node {
                 self.replica.on_staged_trimmed(Op(self.log.growing().begin()));
             }
             self.replica.on_appended(now.steady, staged, end, &mut self.actions);
+        }
+        // Checkpoints make no room where trimmed records of a staged log lie.
+        if full && self.log.staged_gap_bytes() >= self.settings.segment_bytes {
+            self.replica.on_staged_full(&mut self.actions);
         }
     }
 }

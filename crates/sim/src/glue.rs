@@ -14,7 +14,7 @@ use harp_node::{
 use crate::clock::Clock;
 use crate::disk::SimLogDisk;
 use crate::observer::CommittedRecord;
-use crate::profile::{Profile, RING_BYTES};
+use crate::profile::Profile;
 use crate::properties::Pulse;
 use crate::rng::Rng;
 
@@ -175,7 +175,7 @@ pub fn boot(
 /// What there is room for at a server, which takes blocks ahead of need as the program does.
 pub fn room(profile: &Profile, store: Option<&OpenStore>) -> Room {
     let Some(store) = store else { return Room::ENDLESS };
-    let (ring_bytes, checkpoint_bytes) = (RING_BYTES as u64, profile.checkpoint_bytes);
+    let (ring_bytes, checkpoint_bytes) = (profile.ring_bytes as u64, profile.checkpoint_bytes);
     let wanted = blocks_ahead(ring_bytes, checkpoint_bytes);
     let room = image_room(store, u64::MAX, true);
     if room.blocks < wanted && room.more_blocks > 0 {

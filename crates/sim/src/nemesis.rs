@@ -448,7 +448,8 @@ impl World {
         (view > View::NONE && members.iter().all(sound)).then_some((view, members))
     }
 
-    /// Whether a server has lost its disk and is not back in a view.
+    /// Whether a server has lost its disk and is not back in a view, or a copy was away for so long that it has no image
+    /// any more.
     fn is_getting_over(&mut self) -> bool {
         let (view, members) = self.highest_formed();
         for member in members.iter() {
@@ -457,7 +458,8 @@ impl World {
                 self.nemesis.recovering.remove(member);
             }
         }
-        !self.unadmitted().is_empty() || !self.nemesis.recovering.is_empty()
+        let imageless = self.profile.shape.copies().any(|copy| self.observer.needs_image(copy));
+        imageless || !self.unadmitted().is_empty() || !self.nemesis.recovering.is_empty()
     }
 
     /// Servers whose disks are lost and not admitted again.

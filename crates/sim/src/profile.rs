@@ -21,9 +21,14 @@ pub const MILLI: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000_000_000;
 
 /// Ring and segments of a simulated server, in bytes.
-pub const RING_BYTES: usize = 1 << 20;
+const RING_BYTES: usize = 1 << 20;
 const SEGMENT_BYTES: u64 = 128 << 10;
 const SEGMENTS_MAX: u64 = 64;
+/// The same of a small one.
+const SMALL_RING_BYTES: usize = 256 << 10;
+const SMALL_SEGMENT_BYTES: u64 = 32 << 10;
+/// At least twice the ring: a log that replaces another one needs as much again.
+const SMALL_SEGMENTS: (u64, u64) = (16, 32);
 /// Blocks that a copy's store may have where space is no matter.
 const STORE_BLOCKS: u64 = 1 << 16;
 
@@ -174,6 +179,12 @@ pub struct Profile {
     pub checkpoint_bytes: u64,
     /// Blocks that a copy's store may have.
     pub store_blocks: u64,
+    /// Bytes of a log's ring.
+    pub ring_bytes: usize,
+    /// Bytes of one of its segments.
+    pub segment_bytes: u64,
+    /// Segments that a log's disk may have: half of them bound what is kept for an absent copy.
+    pub segments_max: u64,
     /// The record of this request ends every process that applies it, as long as the software has that fault.
     pub lethal_request: Option<u32>,
     /// Whose word counts on a user's groups.
@@ -224,6 +235,9 @@ impl Profile {
             heartbeat: 2 * MILLI,
             checkpoint_bytes: 256 << 10,
             store_blocks: STORE_BLOCKS,
+            ring_bytes: RING_BYTES,
+            segment_bytes: SEGMENT_BYTES,
+            segments_max: SEGMENTS_MAX,
             lethal_request: None,
             groups: GroupSource::Client,
             user: 0,
@@ -257,6 +271,11 @@ impl Profile {
         }
         if rng.chance(200) {
             profile.store_blocks = rng.between(60, 200);
+        }
+        if rng.chance(300) {
+            // A copy that is away for long needs another image when it is back.
+            (profile.ring_bytes, profile.segment_bytes) = (SMALL_RING_BYTES, SMALL_SEGMENT_BYTES);
+            profile.segments_max = rng.between(SMALL_SEGMENTS.0, SMALL_SEGMENTS.1);
         }
         if rng.chance(300) {
             // Root's groups are not looked up.
@@ -317,8 +336,8 @@ impl Profile {
             failure_timeout: self.failure_timeout,
             lease: self.lease,
             clock_drift_ppm: 2 * self.drift_ppm_max,
-            segment_bytes: SEGMENT_BYTES,
-            segments_max: SEGMENTS_MAX,
+            segment_bytes: self.segment_bytes,
+            segments_max: self.segments_max,
             checkpoint_bytes: self.checkpoint_bytes,
             image_part_bytes: self.image_part_bytes,
             cache_bytes: self.cache_bytes,
@@ -339,17 +358,17 @@ impl Profile {
     /// Memory for the ring of `server`, the `count`th of its machine: as good as new.
     pub fn ring(&self, server: ServerId, count: u64) -> Ring {
         if !self.is_ups() {
-            return Ring::on_heap(RING_BYTES);
+            return Ring::on_heap(self.ring_bytes);
         }
         let mut boot = [0; 16];
         boot[..8].copy_from_slice(&count.to_le_bytes());
         let tie = MemoryTie { boot, group: self.settings(server).group, server: server.0, disk: 0 };
-        Ring::outliving_on_heap(RING_BYTES, count, &tie)
+        Ring::outliving_on_heap(self.ring_bytes, count, &tie)
     }
 
     /// An empty log disk for one server.
     pub fn log_disk(&self) -> crate::disk::SimLogDisk {
-        crate::disk::SimLogDisk::new(SEGMENT_BYTES, SEGMENTS_MAX)
+        crate::disk::SimLogDisk::new(self.segment_bytes, self.segments_max)
     }
 }
 
@@ -363,7 +382,10 @@ mod tests {
             let profile = Profile::draw(Wish::new(seed, 1, 5000));
             let settings = profile.settings(ServerId(0));
             assert!(settings.lease < settings.failure_timeout);
-            assert_eq!(RING_BYTES as u64 % settings.segment_bytes, 0);
+            assert_eq!(profile.ring_bytes as u64 % settings.segment_bytes, 0);
+            assert!(
+                settings.segment_bytes * settings.segments_max >= 2 * profile.ring_bytes as u64
+            );
             assert_eq!(settings.group, profile.settings(ServerId(1)).group);
             assert_ne!(settings.group, settings.handle_key);
         }

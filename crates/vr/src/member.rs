@@ -275,6 +275,10 @@ impl Replica {
             self.glb = install.glb;
             self.follow(install.configuration.overridden.view, out);
         }
+        if self.has_image() && !self.image_is_void() {
+            // What is in an image was committed, also if those who promised had not heard of it.
+            self.cp = self.cp.max(self.image.unwrap_or_default().min(log.end));
+        }
         self.agreed = self.cp.min(log.end);
         self.durable.formed = view;
         self.durable.members = install.members;

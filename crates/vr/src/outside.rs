@@ -198,6 +198,17 @@ impl Replica {
         self.stage_from(begin, on_disk, out);
     }
 
+    /// The disk is full, and much of it is what was trimmed of the staged log: it begins anew.
+    pub fn on_staged_full(&mut self, out: &mut Vec<Action>) {
+        match &self.stage {
+            Stage::Installing { install, staged: true, .. } if self.tagging.is_none() => {
+                self.stage_from(install.begin, true, out);
+            }
+            Stage::Outside { .. } if self.can_follow() => self.restage(out),
+            _ => {}
+        }
+    }
+
     /// Whether the log above GLB is enough for this server: a witness needs no more, a copy an image on a disk
     /// that counts, which reaches GLB.
     fn can_follow(&self) -> bool {

@@ -315,15 +315,23 @@ impl Replica {
         if now >= self.lease_until() {
             return; // perhaps primary no more
         }
-        for server in self.configuration.needs_image.iter() {
+        let Stage::Primary(state) = &self.stage else { return };
+        // An earlier view's primary may have trimmed further under the mark than this one knows, but not beyond what was
+        // committed there.
+        let enough = self.glb.max(state.adopted_end);
+        // A mark acts first: else a copy that is in the way of trimming would be marked again at once.
+        for server in self.durable.configuration.needs_image.iter() {
+            if !self.configuration.needs_image.contains(server) {
+                continue;
+            }
             let peer = &self.peers[server.index()];
             let (disk, whole) = if server == self.settings.me {
-                (self.durable.incarnation.disk, self.has_image())
+                (self.durable.incarnation.disk, self.has_image() && self.image >= Some(enough))
             } else {
                 let branch = self.configuration.overridden.view;
                 let same =
                     |p: &Presence| p.branch == branch || self.planted(Planted::OldEpochVotes);
-                let whole = |p: Presence| p.loading.is_none() && p.lb >= self.glb && same(&p);
+                let whole = |p: Presence| p.loading.is_none() && p.lb >= enough && same(&p);
                 (peer.incarnation.disk, peer.presence.is_some_and(whole))
             };
             let admitted = disk == self.configuration.disks[server.index()];

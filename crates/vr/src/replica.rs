@@ -668,16 +668,20 @@ impl Replica {
     pub(crate) fn advance_glb(&mut self) {
         let Stage::Primary(state) = &self.stage else { return };
         // A member that has not formed the view yet may ask for all of the log that the view began with.
-        if !self.durable.members.iter().all(|m| state.installed.contains(m)) {
+        // The marks that the view began with count once its beginning is committed.
+        let formed_by_all = self.durable.members.iter().all(|m| state.installed.contains(m));
+        if !formed_by_all || self.cp < state.adopted_end {
             return;
         }
         let trims_absent = self.planted(Planted::TrimIgnoresAbsent);
         let members = self.durable.members;
         let me = self.settings.me;
-        // A mark counts once it is committed, and no longer when a record takes it away.
+        // A mark counts once it is committed, and no longer when a record takes it away, though another mark follow
+        // that one: if the log ends between them, the copy has an image.
         let given_up = |c: &ServerId| {
-            self.configuration.needs_image.contains(*c)
-                && self.durable.configuration.needs_image.contains(*c)
+            let taken_back = ConfigurationChange::HasImage { server: *c };
+            self.durable.configuration.needs_image.contains(*c)
+                && !self.changes.iter().any(|(_, change)| *change == taken_back)
         };
         let counted = self
             .settings
