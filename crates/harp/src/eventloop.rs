@@ -130,7 +130,7 @@ pub struct EventLoop {
     clients: Clients,
     out: Output,
     wake_at: Nanos,
-    /// When the last turn began.
+    /// When it was last seen not to be stopped.
     woke_at: Nanos,
     unsent: std::collections::VecDeque<ToSupervisor>,
     disk_done: Vec<DiskDone>,
@@ -233,9 +233,7 @@ impl EventLoop {
         };
         let ready = self.wait(until)?;
         let woke = clock::steady();
-        if woke.since(std::mem::replace(&mut self.woke_at, woke)) > STOPPED {
-            self.forget_relayed();
-        }
+        self.look_whether_stopped(woke);
         for index in 0..ready {
             let ready = self.parts.poller.event(index);
             self.on_ready(ready);
@@ -280,6 +278,10 @@ impl EventLoop {
     }
 
     fn on_ready(&mut self, ready: Ready) {
+        if matches!(ready.source, Source::Relayed(_) | Source::Upstream(_) | Source::ClientListener)
+        {
+            self.look_whether_stopped(clock::steady());
+        }
         let Parts { node, links, admins, poller, door, .. } = &mut self.parts;
         let out = &mut self.out;
         match ready.source {
@@ -336,17 +338,22 @@ impl EventLoop {
         });
     }
 
-    /// This server was stopped. Those whose calls it would pass on, and those who connected meanwhile, send again what
-    /// they still want.
-    fn forget_relayed(&mut self) {
-        let Some(Door { gate, relays }) = &mut self.parts.door else { return };
-        relays.reset_passed();
-        gate.reset_waiting();
+    /// If this server was stopped since it last looked, those whose calls it would pass on, and those who connected
+    /// meanwhile, are reset: they send again what they still want.
+    fn look_whether_stopped(&mut self, now: Nanos) {
+        if now.since(std::mem::replace(&mut self.woke_at, now)) <= STOPPED {
+            return;
+        }
+        if let Some(Door { gate, relays }) = &mut self.parts.door {
+            relays.reset_all();
+            gate.reset_waiting();
+        }
     }
 
     /// Sends clients to whoever serves, and lets more in if somebody does.
     fn tend_door(&mut self, now: Nanos) {
         let Parts { node, links, poller, door: Some(door), .. } = &mut self.parts else { return };
+        door.relays.on_links(|server| links.ended(server));
         let serving = node.replica().serving(now);
         let target = serving.map(|(view, server)| relay::Target {
             server,

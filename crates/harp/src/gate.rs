@@ -66,9 +66,13 @@ impl Gate {
 
     /// Resets all who wait.
     pub fn reset_waiting(&self) {
-        while let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC) {
-            // Already reset by the client: as good.
-            let _ = connect_unspec(&socket);
+        for _ in 0..BACKLOG {
+            match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+                // Already reset by the client: as good.
+                Ok(socket) => drop(connect_unspec(&socket)),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(_) => return,
+            }
         }
     }
 

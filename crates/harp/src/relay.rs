@@ -353,12 +353,25 @@ impl Relays {
         returned
     }
 
-    /// Resets the clients of which calls may be under way, or read: they send again what they still want.
-    pub fn reset_passed(&mut self) {
-        let passed = |relay: &&Relay| matches!(relay.upstream, Upstream::Up(_));
-        let passed: Vec<u64> =
-            self.slots.iter().flatten().filter(passed).map(|relay| relay.id).collect();
-        passed.into_iter().for_each(|id| self.close(id, true));
+    /// Takes note of how many links to each server have ended. A cut is noticed when nobody is known to serve any more:
+    /// it is the link to whoever served before that counts.
+    pub fn on_links(&mut self, ended: impl Fn(ServerId) -> u64) {
+        let Some(target) = &mut self.target else { return };
+        let ended = ended(target.server);
+        if std::mem::replace(&mut target.links_ended, ended) != ended {
+            self.reset(|relay| matches!(relay.upstream, Upstream::Up(_)));
+        }
+    }
+
+    /// Resets all clients: they send again what they still want.
+    pub fn reset_all(&mut self) {
+        self.reset(|_| true);
+    }
+
+    fn reset(&mut self, which: impl Fn(&Relay) -> bool) {
+        let chosen = self.slots.iter().flatten().filter(|relay| which(relay));
+        let chosen: Vec<u64> = chosen.map(|relay| relay.id).collect();
+        chosen.into_iter().for_each(|id| self.close(id, true));
     }
 
     /// Begins and gives up attempts, and looks again at clients with too many calls under way: nothing tells

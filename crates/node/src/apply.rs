@@ -122,8 +122,9 @@ impl Node {
         let old = now.steady.since(copy.last_checkpoint) > pause;
         let barrier = copy.barrier.is_some();
         let mends = copy.repair.wants_checkpoint(copy.lb);
+        let counts_sooner = self.replica.is_marked();
         let completes = copy.load.as_ref().is_some_and(|l| l.reaches(copy.shadow_op));
-        if !(barrier || changed && (big || full || old || completes || mends)) {
+        if !(barrier || changed && (big || full || old || completes || mends || counts_sooner)) {
             return;
         }
         if let Some(op) = copy.barrier {

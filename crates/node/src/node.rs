@@ -33,6 +33,9 @@ const MARK_NANOS: u64 = 10_000_000;
 const DRAIN_IDLE: usize = 512;
 /// And in others, whose end somebody waits for.
 const DRAIN_BUSY: usize = 128;
+/// Segments of a log's half of the disk that are not for an absent copy: what is whole at neither end, and what comes
+/// until that copy is given up.
+const SPARE_SEGMENTS: u64 = 2;
 /// On a full disk a log does not grow beyond so many segments for an absent copy's sake.
 const CRAMPED_SEGMENTS: u64 = 8;
 /// The id of fetches that no call waits for.
@@ -590,7 +593,8 @@ impl Node {
         if !self.replica.is_serving() || self.log_is_staged() {
             return;
         }
-        let mut bound = self.log.disk_bytes() / 2;
+        let spare = SPARE_SEGMENTS * self.settings.segment_bytes;
+        let mut bound = (self.log.disk_bytes() / 2).saturating_sub(spare);
         if self.replica.member_rooms().any(|room| !room.grows) {
             bound = bound.min(CRAMPED_SEGMENTS * self.settings.segment_bytes);
         }

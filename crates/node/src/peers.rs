@@ -3,7 +3,7 @@
 //! Never: lets a peer's bytes into the log unchecked.
 //! Invariant: records go into the log in op order, each fitting the checksum of the one before.
 
-use harp_log::{Body, DiskCommand, LogPos, RawRecords, parse_extent};
+use harp_log::{Body, DiskCommand, LogFull, LogPos, RawRecords, parse_extent};
 use harp_vr::{Envelope, Message, Op, Past, Records, ServerId, View};
 
 use crate::api::{Frame, Notice, Now, Output};
@@ -248,8 +248,8 @@ impl Node {
             let header = *raw.header();
             match self.log.append_raw(&raw) {
                 Ok(op) => end = Op(op),
-                Err(harp_log::AppendError::Full(_)) => {
-                    full = true;
+                Err(harp_log::AppendError::Full(why)) => {
+                    full = why == LogFull::Disk;
                     break; // checkpoints make room
                 }
                 Err(error) => {
@@ -276,7 +276,7 @@ impl Node {
             }
             self.replica.on_appended(now.steady, staged, end, &mut self.actions);
         }
-        // Checkpoints make no room where trimmed records of a staged log lie.
+        // They make no room on the disk where trimmed records of a staged log lie.
         if full && self.log.staged_gap_bytes() >= self.settings.segment_bytes {
             self.replica.on_staged_full(&mut self.actions);
         }

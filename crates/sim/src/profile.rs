@@ -27,8 +27,8 @@ const SEGMENTS_MAX: u64 = 64;
 /// The same of a small one.
 const SMALL_RING_BYTES: usize = 256 << 10;
 const SMALL_SEGMENT_BYTES: u64 = 32 << 10;
-/// At least twice the ring: a log that replaces another one needs as much again.
-const SMALL_SEGMENTS: (u64, u64) = (16, 32);
+/// At least twice the ring and four: a log that replaces another one needs as much again.
+const SMALL_SEGMENTS: (u64, u64) = (20, 32);
 /// Blocks that a copy's store may have where space is no matter.
 const STORE_BLOCKS: u64 = 1 << 16;
 

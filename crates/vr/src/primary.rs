@@ -95,7 +95,6 @@ impl Replica {
             assert!(held <= self.log.end, "CP beyond FP");
             self.cp = held;
             self.agreed = held;
-            self.advance_glb();
         }
     }
 

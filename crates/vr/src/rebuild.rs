@@ -72,6 +72,12 @@ impl Replica {
         self.image.is_some() && self.loading.is_none()
     }
 
+    /// Whether this server's whole image still counts for nothing: the sooner it has all that the view began with, the
+    /// sooner that ends.
+    pub fn is_marked(&self) -> bool {
+        self.has_image() && self.configuration.needs_image.contains(self.settings.me)
+    }
+
     /// Up to where the log may be redone over an image under way; `None` for a whole one.
     pub(crate) fn redo_limit(&self) -> Option<Op> {
         let loading = self.loading.as_ref()?;

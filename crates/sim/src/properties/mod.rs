@@ -37,7 +37,7 @@ pub const ALL: [(&str, Planted); 22] = [
     (apply_bound::NAME, Planted::ApplyAtCommit),
     (durable_views::NAME, Planted::PromiseNotDurable),
     (ending_is_silent::NAME, Planted::AckWhileWritingOut),
-    (equal_images::NAME, Planted::AmnesiaVotes),
+    (equal_images::NAME, Planted::RedoBeyondParts),
     (executed_once::NAME, Planted::NoClientTable),
     (failed_disk_stops::NAME, Planted::SyncFailureIgnored),
     (glb_bound::NAME, Planted::TrimIgnoresAbsent),
