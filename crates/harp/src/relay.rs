@@ -9,8 +9,9 @@
 //!
 //! To the primary a relayed client is like any other: the connection proves itself with the group's key, names
 //! the client's address ([`origin`]), hears [`TAKEN`], and from then on carries the client's bytes as they are.
-//! When another server serves, or the connection breaks, the client's is reset: it connects anew and sends again
-//! what it has no answer of, and the client table makes that harmless.
+//! When another server serves, or the connection or the link beside it breaks, the client's is reset: it connects anew
+//! and sends again what it has no answer of. The client table makes that harmless, and the resets see to it that
+//! nothing of it comes after the table forgot.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -317,8 +318,8 @@ impl Relays {
         self.retry_at = now.plus(RETRY_MS * NANOS_PER_MS);
     }
 
-    /// Takes note of who serves. Clients of whoever served before, or over a link that ended, are reset, those that wait go to the new one;
-    /// if that is this server itself, they are returned. While nobody is known to serve, all stay as they are.
+    /// Takes note of who serves. Clients of whoever served before are reset, those that wait go to the new one; if that
+    /// is this server itself, they are returned. While nobody is known to serve, all stay as they are ([`Relays::on_links`] apart).
     pub fn aim(&mut self, target: Option<Target>, poller: &Poller) -> Vec<Returned> {
         if target.is_none() || target == self.target {
             return Vec::new();

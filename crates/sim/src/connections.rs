@@ -1,8 +1,8 @@
 //! Connections between clients and servers, and the supervisor that says where to connect.
 //! Owns: bytes under way in both directions; who serves, as far as the supervisor heard.
 //! Never: loses or reorders bytes of a connection that lives; a reset loses what was under way.
-//! Invariant: a client has at most one connection, besides those it gave up (`copies`); a call that was not answered is sent again, byte for
-//! byte, on the next one.
+//! Invariant: a client has at most one connection, besides those it gave up (`copies`); a call that was not
+//! answered is sent again, byte for byte, on the next one.
 
 use harp_node::vr::{ServerId, View};
 

@@ -61,6 +61,16 @@ fn power_off_all(stage: &mut Stage, servers: &[ServerId]) {
     servers.iter().for_each(|server| stage.power_off(*server));
 }
 
+/// All five lose power; A and E stay away, D comes back emptied. That is too little without an override.
+fn two_copies_left(stage: &mut Stage) {
+    power_off_all(stage, &[A, B, C, D, E]);
+    stage.world.empty(D);
+    for server in [B, C, D] {
+        stage.restart(server);
+    }
+    none_serves(stage, &[B, C, D]);
+}
+
 fn refused(answer: OverrideAnswer) -> String {
     match answer {
         OverrideAnswer::Refused { why } => why,
@@ -80,12 +90,7 @@ fn not_needed(answer: OverrideAnswer) -> String {
 #[test]
 fn override_five_with_an_emptied_witness_keeps_everything_that_the_rest_has() {
     let mut stage = begin(2, 4);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     let plan = stage.override_by(B, &[A, E]);
     assert_eq!(plan.fresh.len(), 1);
     assert_ne!(plan.kept.adopted, View::NONE);
@@ -262,12 +267,7 @@ fn override_of_a_group_that_can_go_on_is_refused_as_not_needed() {
 #[test]
 fn override_names_exactly_the_servers_that_are_gone() {
     let mut stage = begin(2, 3);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     let why = refused(stage.order(B, &[A], None));
     assert!(why.contains("e does not answer"), "{why}");
     let why = refused(stage.order(B, &[A, C, E], None));
@@ -303,12 +303,7 @@ fn override_three_of_a_lone_copy_asks_for_an_empty_witness() {
 #[test]
 fn override_five_coordinator_that_dies_before_its_own_log_has_the_tag_leaves_the_refusal() {
     let mut stage = begin(2, 3);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     let OverrideAnswer::Would(plan) = stage.order(B, &[A, E], None) else { panic!("it would") };
     stage.lose(C, B, Kind::Promise);
     stage.world.order(B, [A, E].into_iter().collect(), Some(plan.kept));
@@ -330,12 +325,7 @@ fn override_five_coordinator_that_dies_before_its_own_log_has_the_tag_leaves_the
 #[test]
 fn override_five_coordinator_that_dies_in_the_middle_is_followed_when_it_is_back() {
     let mut stage = begin(2, 3);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     for to in [C, D] {
         stage.lose(B, to, Kind::Install);
     }
@@ -358,12 +348,7 @@ fn override_five_coordinator_that_dies_in_the_middle_is_followed_when_it_is_back
 #[test]
 fn override_five_whose_coordinator_dies_twice_in_the_middle_is_followed_when_it_is_back() {
     let mut stage = begin(2, 3);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     for to in [C, D] {
         stage.lose(B, to, Kind::Install);
     }
@@ -400,12 +385,7 @@ fn override_five_that_was_refused_while_it_took_records_in_is_not_carried_out() 
         })
     });
     create_all(&mut stage, 3..6);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     let OverrideAnswer::Would(plan) = stage.order(B, &[A, E], None) else { panic!("it would") };
     assert_eq!(plan.holder, C);
     stage.hold(C, B, Kind::Grant);
@@ -435,12 +415,7 @@ fn override_five_that_was_refused_while_it_took_records_in_is_not_carried_out() 
 #[test]
 fn override_five_that_only_its_coordinator_began_gives_way_to_a_quorum_without_it() {
     let mut stage = begin(2, 3);
-    power_off_all(&mut stage, &[A, B, C, D, E]);
-    stage.world.empty(D);
-    for server in [B, C, D] {
-        stage.restart(server);
-    }
-    none_serves(&mut stage, &[B, C, D]);
+    two_copies_left(&mut stage);
     for to in [C, D] {
         stage.lose(B, to, Kind::Install);
     }
