@@ -14,7 +14,6 @@ use crate::clients::ClientTable;
 use crate::jobs::{ImageState, StoreJob, Work};
 use crate::node::{Copy, Node};
 use crate::part::{Part, PartSource, Place, Section};
-use crate::repair::BlockName;
 
 /// So many parts, of the usual length, wait to be loaded at most before no more are asked for.
 const WAITING_PARTS: usize = 16;
@@ -141,11 +140,13 @@ impl Node {
                 return out.notices.push(Notice::Remark { text });
             }
         };
-        let lost = copy.repair.lost();
-        let (given, mended): (Vec<DamagedBlock>, Vec<DamagedBlock>) =
-            read.damaged.iter().partition(|damaged| lost.contains(&BlockName::of(damaged)));
+        // Whoever asks for parts has no image, so no block either.
+        let others = self.replica.other_copies().filter(|other| *other != read.to);
+        let (given, mended): (Vec<DamagedBlock>, Vec<DamagedBlock>) = (read.damaged.iter())
+            .partition(|damaged| copy.repair.is_with_none(damaged, others.clone()));
+        self.note_damage(now, &read.damaged, out);
         if !mended.is_empty() {
-            return self.note_damage(now, &mended, out); // it asks again
+            return; // it asks again
         }
         if !given.is_empty() {
             // They stay damaged there, under the checksum of what they should be.
@@ -153,6 +154,7 @@ impl Node {
             let text = format!("{to} is given {count} damaged as they are: nobody has them");
             out.notices.push(Notice::Remark { text });
         }
+        let copy = self.copy.as_mut().expect("only copies read parts");
         let op = source.op();
         if read.view != self.replica.formed() || !self.replica.is_normal() || op < read.at_least {
             return;

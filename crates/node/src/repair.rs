@@ -75,10 +75,6 @@ impl BlockName {
         let sound = data.is_none_or(|data| block_crc(data) == name.crc);
         (name.block <= BLOCK_INDEX_MAX && sound).then_some((name, data))
     }
-
-    pub(crate) fn of(damaged: &DamagedBlock) -> BlockName {
-        BlockName { file: damaged.file, block: damaged.block, crc: damaged.crc }
-    }
 }
 
 /// The damaged blocks of a copy's image.
@@ -109,6 +105,8 @@ struct Damaged {
     since: Nanos,
     /// Who has not got it, in this round.
     tried: ServerSet,
+    /// Each other copy was asked once, and none gave it.
+    asked_all: bool,
     /// Nobody has it, for all we know. It is still asked for now and then.
     lost: bool,
     stage: Stage,
@@ -153,10 +151,17 @@ impl Repair {
         lb < self.checkpoint_wanted
     }
 
-    /// Whether a block is known to be lost, in this state of it.
-    pub fn lost(&self) -> BTreeSet<BlockName> {
-        let lost = self.damaged.iter().filter(|(_, damaged)| damaged.lost);
-        lost.map(|(place, d)| BlockName { file: place.0, block: place.1, crc: d.crc }).collect()
+    /// Whether `damaged` was asked of everybody who may have it, `others`, and nobody gave it.
+    pub fn is_with_none(
+        &self,
+        damaged: &DamagedBlock,
+        mut others: impl Iterator<Item = ServerId>,
+    ) -> bool {
+        let known = self.damaged.get(&(damaged.file, damaged.block));
+        match known.filter(|known| known.crc == damaged.crc) {
+            Some(known) => known.asked_all || others.all(|other| known.tried.contains(other)),
+            None => others.next().is_none(),
+        }
     }
 
     /// Whether another block can be known. If there are too many, the one that has been lost for longest makes place: it
@@ -337,6 +342,7 @@ impl Node {
                 continue;
             }
             damaged.tried = ServerSet::EMPTY;
+            damaged.asked_all = true;
             round_over.push((*file, *block));
             let tired = now.steady.since(damaged.since) > PATIENCE_TIMEOUTS * timeout;
             if tired && !damaged.lost {
@@ -552,6 +558,7 @@ impl Damaged {
             position: damaged.position,
             since: now,
             tried: ServerSet::EMPTY,
+            asked_all: false,
             lost: false,
             stage: Stage::Due(now),
         }

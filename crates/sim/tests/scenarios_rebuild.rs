@@ -176,3 +176,35 @@ fn rebuild_copy_that_dies_with_a_log_above_its_image_loads_a_new_image() {
     stage.until("B is a member", |world| world.pulse(B).is_some_and(|b| b.normal));
     stage.reckon();
 }
+
+/// A copy is given up while it is cut off, and the others form another view without it. When the witness dies too and the
+/// copy is heard again, no view forms of it: GLB has passed its image, and what the log has
+/// trimmed it could never redo.
+#[test]
+fn rebuild_copy_that_was_given_up_is_no_member_of_a_later_view_before_its_image_is_whole() {
+    let mut stage = Stage::new(1);
+    create_all(&mut stage);
+    stage.part(&[B], &[A, C], true);
+    until_given_up(&mut stage, B);
+    let given_up = stage.pulse(A).formed;
+    let all_trimmed =
+        |world: &World| world.pulse(A).is_some_and(|a| a.glb == a.fp && a.log_begin > a.glb);
+    stage.until("A's image has all, and the log is empty", all_trimmed);
+    stage.crash(C);
+    stage.restart(C);
+    stage.until("another view forms", |world| world.pulse(A).is_some_and(|a| a.formed > given_up));
+    stage.until_serves(&[A, C]);
+    stage.crash(C);
+    stage.pass(500 * MILLI);
+    stage.lose(A, B, Kind::Presence); // else B begins to load an image at once
+    stage.part(&[B], &[A, C], false);
+    stage.pass(1_000 * MILLI);
+    assert!(!stage.pulse(B).normal && !stage.pulse(A).serving);
+    stage.no_rules();
+    stage.restart(C);
+    stage.until("B is a member", |world| world.pulse(B).is_some_and(|b| b.normal));
+    stage.crash(A);
+    stage.until_serves(&[B, C]);
+    all_there(&mut stage);
+    stage.reckon();
+}

@@ -191,3 +191,41 @@ fn repair_lost_block_keeps_no_learner_out() {
     stage.restart(A);
     stage.reckon();
 }
+
+/// The same with damage in every part of the image: nobody else can have those blocks, so none of them is waited for.
+/// With a third copy, each is asked of it first, once.
+#[test]
+fn repair_lost_blocks_in_every_part_delay_no_learner() {
+    const FILES: u8 = 3;
+    const EACH: u64 = 16;
+    const MANY: u64 = FILES as u64 * EACH;
+    for (n, away, longest) in [(1, C, 2), (2, C, 12)] {
+        let mut stage = Stage::new(n);
+        stage.world.profile.faults = FaultSet::named("BlockDamage").expect("there is such a class");
+        stage.world.observer.model.may_lose_blocks = true;
+        for file in 0..FILES {
+            let ino = stage.create(file);
+            for block in 0..EACH {
+                assert_eq!(stage.call(0, write(ino, block, 0, BLOCK)).0, Status::Ok);
+            }
+        }
+        into_images(&mut stage);
+        let store = stage.world.hosts[A.index()].store.as_ref().expect("a copy has a store");
+        let used = store.used_blocks();
+        assert!(used.len() >= MANY as usize);
+        used.iter().for_each(|block| store.flip(*block, 77));
+        assert_eq!(store.damage(), Some(used.len()));
+        if n == 2 {
+            stage.crash(away);
+        }
+        stage.power_off(B);
+        stage.world.empty(B);
+        stage.until("B is out", |world| world.serving() == Some(A));
+        stage.restart(B);
+        let since = stage.world.now;
+        stage.until("B is whole", |world| world.pulse(B).is_some_and(|pulse| pulse.lb >= MANY));
+        let seconds = (stage.world.now - since) / 1_000_000_000;
+        assert!(seconds < longest, "n = {n}: {seconds} s");
+        stage.reckon();
+    }
+}

@@ -323,7 +323,10 @@ impl Replica {
     }
 
     fn enter_as_primary(&mut self, now: Nanos, install: Install, out: &mut Vec<Action>) {
+        // GLB may have passed the image of a copy that is marked, or whose disk does not count.
+        let marked = self.configuration.needs_image;
         for server in self.others() {
+            let counts = self.admits(server) && !marked.contains(server);
             let peer = &mut self.peers[server.index()];
             peer.next = install.end.next();
             peer.received = install.end;
@@ -333,7 +336,9 @@ impl Replica {
             peer.progressed = now;
             peer.prepared = Nanos(0);
             peer.told_cp = Op::ZERO;
-            peer.lb = peer.lb.max(self.glb);
+            if counts {
+                peer.lb = peer.lb.max(self.glb);
+            }
         }
         let no_wait = self.planted(Planted::NoLeaseWait);
         self.stage = Stage::Primary(PrimaryState {

@@ -26,8 +26,7 @@ impl Replica {
         presence: Presence,
         out: &mut Vec<Action>,
     ) {
-        let admitted =
-            self.configuration.disks[from.index()] == self.peers[from.index()].incarnation.disk;
+        let admitted = self.admits(from);
         // What a newer view counts on says nothing of the disks that an old primary counts on.
         let newer = self.is_primary() && presence.formed > self.durable.formed;
         let presence = self.presence_counted(presence);

@@ -291,10 +291,7 @@ impl Replica {
     }
 
     fn learners(&self) -> impl Iterator<Item = ServerId> {
-        let admitted = |s: &ServerId| {
-            self.configuration.disks[s.index()] == self.peers[s.index()].incarnation.disk
-        };
-        self.others().filter(admitted)
+        self.others().filter(|server| self.admits(*server))
     }
 
     /// The log is at its bound: learners that hold it back do so no longer. Returns whether any did.
@@ -353,6 +350,12 @@ impl Replica {
     pub(crate) fn image_presence(&self) -> (Op, Option<Op>) {
         let lb = self.image.unwrap_or_default();
         if self.loading.is_some() { (Op::ZERO, Some(lb)) } else { (lb, None) }
+    }
+
+    /// Whether the disk that another server speaks from counts (rule 3).
+    pub(crate) fn admits(&self, server: ServerId) -> bool {
+        let disk = self.peers[server.index()].incarnation.disk;
+        self.configuration.disks[server.index()] == disk
     }
 
     /// Whether this server's disk counts (rule 3).

@@ -10,7 +10,7 @@ use crate::types::{Op, ServerId};
 
 impl Replica {
     /// The other copies.
-    pub fn other_copies(&self) -> impl Iterator<Item = ServerId> + use<> {
+    pub fn other_copies(&self) -> impl Iterator<Item = ServerId> + Clone + use<> {
         let me = self.settings.me;
         self.settings.shape.copies().filter(move |copy| *copy != me)
     }

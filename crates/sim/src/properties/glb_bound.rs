@@ -44,6 +44,13 @@ impl GlbBound {
 
     /// A server started, or its turn ended. `needs_image`: a committed record says so of it.
     pub fn check(&mut self, pulse: &Pulse, needs_image: bool) -> Verdict {
+        // A member redoes its own log: whatever is trimmed from it, its image has, marked or not.
+        let redoes = pulse.copy && pulse.complete && (pulse.primary || pulse.normal);
+        require(NAME, !redoes || pulse.lb + 1 >= pulse.log_begin, || {
+            let (server, lb, view) = (pulse.server, pulse.lb, pulse.formed);
+            let begin = pulse.log_begin;
+            format!("the image of {server} is at {lb}, its log in view {view} begins at {begin}")
+        })?;
         let index = pulse.server.index();
         self.known[index] = pulse.glb;
         self.trimmed[index] = if pulse.complete { pulse.log_begin - 1 } else { 0 };
