@@ -177,8 +177,9 @@ impl Checker<'_> {
             self.power_of_two("settings.segment_bytes", &raw.segment_bytes, SEGMENT_MIN..=1 << 30)?;
         let ring = 2 * segment_bytes..=(segment_bytes << 12).min(64 << 30);
         let ring_bytes = self.power_of_two("settings.ring_bytes", &raw.ring_bytes, ring)?;
-        // A log that replaces another one, which may fill the ring, needs as much room beside it.
-        let segments_min = 2 * ring_bytes / segment_bytes + 4;
+        // A log holds what the ring does when an absent copy is given up, and as much again until that is committed; one
+        // that replaces it needs the same room beside it.
+        let segments_min = 4 * ring_bytes / segment_bytes + 4;
         Ok(Tuning {
             heartbeat_ms: self.number(
                 "settings.heartbeat_ms",
@@ -491,7 +492,7 @@ mod tests {
             ("ring_bytes = 268435456", "ring_bytes = 268435457", "settings.ring_bytes"),
             ("segment_bytes = 67108864", "segment_bytes = 1048576", "settings.segment_bytes"),
             ("segments_max = 128", "segments_max = ", "settings.segments_max"),
-            ("segments_max = 128", "segments_max = 11", "settings.segments_max"),
+            ("segments_max = 128", "segments_max = 19", "settings.segments_max"),
             ("squash = \"none\"", "squash = \"some\"", "export.squash"),
             ("groups = \"client\"", "groups = \"ldap\"", "export.groups"),
         ];

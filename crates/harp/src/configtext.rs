@@ -71,7 +71,7 @@ impl Config {
              clock_drift_ppm = {clock_drift_ppm}\n\
              # Memory of the newest log records; a power of two, at least two segments.\n\
              ring_bytes = {ring_bytes}\n\
-             # One segment of the log on disk, and how many a server may have.\n\
+             # One segment of the log on disk, and how many a server may have: four more than four rings take at least.\n\
              segment_bytes = {segment_bytes}\n\
              segments_max = {segments_max}\n\
              # Dirty bytes at which a checkpoint starts at the latest.\n\

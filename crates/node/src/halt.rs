@@ -23,7 +23,7 @@ pub struct Suspect {
     pub first: u64,
     /// The last of them.
     pub last: u64,
-    /// How many processes before the one that announced this ended at these very records.
+    /// How many processes ended at these very records, if the one that announced this did.
     pub deaths: u32,
 }
 
@@ -39,12 +39,12 @@ pub struct Suspects {
 /// Redoing what the log held at the start, and bringing it into the image.
 #[derive(Debug)]
 pub(crate) struct Redo {
-    /// The log's end at the start, then that of what was gathered before this server took part in a view. Any
-    /// other record that ends it is in its log at the next start.
+    /// The log's end at the start, then that of what was gathered before this server took part in a view, and what
+    /// earlier processes ended at. Any other record that ends it is in its log at the next start.
     upto: u64,
-    /// What earlier processes ended at, the last one counted in.
+    /// What earlier processes ended at, as long as it is not over.
     found: Suspects,
-    /// What the world knows to be under way.
+    /// What is under way.
     announced: Suspects,
 }
 
@@ -62,10 +62,17 @@ enum Step {
 impl Redo {
     /// A process starts with a log up to `upto`, after one that left `found` behind.
     pub fn starting(upto: u64, found: Suspects) -> Redo {
-        let counted = |s: Suspect| Suspect { deaths: s.deaths.saturating_add(1), ..s };
-        let found =
-            Suspects { redo: found.redo.map(counted), checkpoint: found.checkpoint.map(counted) };
+        let upto = found.redo.map_or(upto, |suspect| upto.max(suspect.last));
         Redo { upto, found, announced: Suspects::default() }
+    }
+
+    /// What the world is to know.
+    fn note(&self) -> Suspects {
+        let Suspects { redo, checkpoint } = self.announced;
+        Suspects {
+            redo: redo.or(self.found.redo),
+            checkpoint: checkpoint.or(self.found.checkpoint),
+        }
     }
 
     /// What to do about the records from `next` on, if there is reason to go up to `stop`. All at once where no
@@ -83,12 +90,13 @@ impl Redo {
                 if alone && s.deaths >= DEATHS_MAX {
                     return Step::Halt(s.deaths);
                 }
-                Suspect { first: next, last: next, deaths: if alone { s.deaths } else { 0 } }
+                let before = if alone { s.deaths } else { 0 };
+                Suspect { first: next, last: next, deaths: before.saturating_add(1) }
             }
             Some(s) if s.first > next => {
-                Suspect { first: next, last: stop.min(s.first - 1), deaths: 0 }
+                Suspect { first: next, last: stop.min(s.first - 1), deaths: 1 }
             }
-            _ => Suspect { first: next, last: stop, deaths: 0 },
+            _ => Suspect { first: next, last: stop, deaths: 1 },
         };
         self.announced.redo = Some(suspect);
         Step::Announce
@@ -96,8 +104,9 @@ impl Redo {
 
     /// Whether what was announced is no longer about to be redone: it went well, or there is no reason any more to
     /// go on beyond `done`. The next may be long in coming, and whatever ended this process meanwhile would be
-    /// held against these.
+    /// held against these. What earlier processes ended at stays known until it is redone.
     fn take_back(&mut self, done: u64, stop: u64) -> bool {
+        self.found.redo.take_if(|found| found.last <= done);
         let over = |announced: &mut Suspect| announced.last <= done || stop <= done;
         self.announced.redo.take_if(over).is_some()
     }
@@ -120,7 +129,7 @@ impl Node {
             redo.upto = redo.upto.max(stop); // these records are in no log of ours that lasts
         }
         if redo.take_back(done, stop) {
-            out.remember = Some(redo.announced);
+            out.remember = Some(redo.note());
         }
         if done >= redo.upto || stop <= done {
             return stop;
@@ -134,7 +143,7 @@ impl Node {
         match redo.step(done + 1, stop) {
             Step::Apply(stop) => stop,
             Step::Announce => {
-                out.remember = Some(redo.announced);
+                out.remember = Some(redo.note());
                 done
             }
             Step::Halt(deaths) => {
@@ -148,20 +157,22 @@ impl Node {
     /// A checkpoint of `first..=last` is about to begin.
     pub(crate) fn announce_checkpoint(&mut self, first: u64, last: u64, out: &mut Output) {
         let Some(redo) = &mut self.redo else { return };
-        let deaths = redo.checkpoint_deaths(first);
+        let deaths = redo.checkpoint_deaths(first).saturating_add(1);
         redo.announced.checkpoint = Some(Suspect { first, last, deaths });
-        out.remember = Some(redo.announced);
+        out.remember = Some(redo.note());
     }
 
-    /// The image is exact at `lb`: what was there at the start is done with when it is in the image.
+    /// The image is exact at `lb`: what was there at the start is done with when it is in the image, and this server
+    /// gathers no more that is in no log of its own.
     pub(crate) fn checkpoint_survived(&mut self, lb: u64, out: &mut Output) {
         let Some(redo) = &mut self.redo else { return };
-        redo.announced.checkpoint = None;
-        if lb >= redo.upto {
+        (redo.announced.checkpoint, redo.found.checkpoint) = (None, None);
+        redo.found.redo.take_if(|found| found.last <= lb);
+        if lb >= redo.upto && self.replica.is_normal() {
             self.redo = None;
             out.remember = Some(Suspects::default());
         } else {
-            out.remember = Some(redo.announced);
+            out.remember = Some(redo.note());
         }
     }
 
@@ -201,7 +212,7 @@ mod tests {
             let mut done = 0;
             while done < 100 {
                 match redo.step(done + 1, (done + 32).min(100)) {
-                    Step::Announce => left = redo.announced,
+                    Step::Announce => left = redo.note(),
                     Step::Apply(upto) if (done + 1..=upto).contains(&killer) => {
                         deaths += 1;
                         continue 'process;
@@ -233,7 +244,7 @@ mod tests {
             let mut done = 0;
             while done < end {
                 match redo.step(done + 1, (done + 32).min(100)) {
-                    Step::Announce => left = redo.announced,
+                    Step::Announce => left = redo.note(),
                     Step::Apply(upto) => done = upto,
                     Step::Halt(_) => panic!("halted at {}", done + 1),
                 }
@@ -248,15 +259,34 @@ mod tests {
         assert_eq!(redo.step(41, 60), Step::Announce);
         assert!(!redo.take_back(40, 60), "about to be redone");
         assert!(redo.take_back(40, 40), "nothing may be redone now");
-        assert_eq!(redo.announced, Suspects::default());
+        assert_eq!(redo.note(), Suspects::default());
         assert_eq!(redo.step(41, 60), Step::Announce);
         assert!(redo.take_back(60, 60), "all of it was redone");
+    }
+
+    /// The same for a record that an earlier process ended at: that stays known, also if this process's log ended below.
+    #[test]
+    fn what_ended_an_earlier_process_stays_known_until_it_is_redone() {
+        let ended = Suspect { first: 50, last: 50, deaths: 1 };
+        let left = Suspects { redo: Some(ended), checkpoint: None };
+        let mut redo = Redo::starting(40, left);
+        assert_eq!(redo.step(41, 60), Step::Announce);
+        assert_eq!(redo.step(41, 60), Step::Apply(49));
+        assert!(redo.take_back(49, 49));
+        assert_eq!(redo.note(), left);
+        assert_eq!(redo.step(50, 60), Step::Announce);
+        assert_eq!(redo.note().redo, Some(Suspect { deaths: 2, ..ended }));
+        assert!(redo.take_back(49, 49), "not about to be redone any more");
+        assert_eq!(redo.note(), left);
+        assert_eq!(redo.step(50, 60), Step::Announce);
+        assert!(redo.take_back(50, 50), "it did no harm");
+        assert_eq!(redo.note(), Suspects::default());
     }
 
     #[test]
     fn only_a_checkpoint_from_the_same_place_counts() {
         let checkpoint = Some(Suspect { first: 11, last: 40, deaths: 3 });
         let redo = Redo::starting(100, Suspects { redo: None, checkpoint });
-        assert_eq!((redo.checkpoint_deaths(11), redo.checkpoint_deaths(41)), (4, 0));
+        assert_eq!((redo.checkpoint_deaths(11), redo.checkpoint_deaths(41)), (3, 0));
     }
 }

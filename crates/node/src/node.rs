@@ -33,8 +33,7 @@ const MARK_NANOS: u64 = 10_000_000;
 const DRAIN_IDLE: usize = 512;
 /// And in others, whose end somebody waits for.
 const DRAIN_BUSY: usize = 128;
-/// Segments of a log's half of the disk that are not for an absent copy: what is whole at neither end, and what comes
-/// until that copy is given up.
+/// Segments of a log's half of the disk that are not whole: at its ends, and where batches end.
 const SPARE_SEGMENTS: u64 = 2;
 /// On a full disk a log does not grow beyond so many segments for an absent copy's sake.
 const CRAMPED_SEGMENTS: u64 = 8;
@@ -593,7 +592,8 @@ impl Node {
         if !self.replica.is_serving() || self.log_is_staged() {
             return;
         }
-        let spare = SPARE_SEGMENTS * self.settings.segment_bytes;
+        // Until an absent copy is given up, by a record that is committed, as much comes as the ring takes.
+        let spare = SPARE_SEGMENTS * self.settings.segment_bytes + self.bytes.0.len() as u64;
         let mut bound = (self.log.disk_bytes() / 2).saturating_sub(spare);
         if self.replica.member_rooms().any(|room| !room.grows) {
             bound = bound.min(CRAMPED_SEGMENTS * self.settings.segment_bytes);

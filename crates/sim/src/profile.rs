@@ -27,8 +27,8 @@ const SEGMENTS_MAX: u64 = 64;
 /// The same of a small one.
 const SMALL_RING_BYTES: usize = 256 << 10;
 const SMALL_SEGMENT_BYTES: u64 = 32 << 10;
-/// At least twice the ring and four: a log that replaces another one needs as much again.
-const SMALL_SEGMENTS: (u64, u64) = (20, 32);
+/// At least four times the ring and four, as the program's configuration wants it.
+const SMALL_SEGMENTS: (u64, u64) = (36, 48);
 /// Blocks that a copy's store may have where space is no matter.
 const STORE_BLOCKS: u64 = 1 << 16;
 
@@ -384,7 +384,8 @@ mod tests {
             assert!(settings.lease < settings.failure_timeout);
             assert_eq!(profile.ring_bytes as u64 % settings.segment_bytes, 0);
             assert!(
-                settings.segment_bytes * settings.segments_max >= 2 * profile.ring_bytes as u64
+                settings.segment_bytes * (settings.segments_max - 4)
+                    >= 4 * profile.ring_bytes as u64
             );
             assert_eq!(settings.group, profile.settings(ServerId(1)).group);
             assert_ne!(settings.group, settings.handle_key);

@@ -246,7 +246,8 @@ impl Replica {
         // Its own image may have moved on, or become whole, since it promised.
         let mut promises = attempt.promises;
         if let Some(own) = &mut promises[self.me_index()] {
-            own.report.image = self.report(now).image;
+            let Report { image, files, .. } = self.report(now);
+            own.report = Report { image, files, ..own.report };
         }
         let all: Vec<(ServerId, &Promised)> = self
             .settings
@@ -289,7 +290,7 @@ impl Replica {
         };
         let (begin, end) = held.report.log.expect("a holder has a log");
         let known = || counted.iter().filter(|(_, p)| same(p));
-        let cp = known().map(|(_, p)| p.report.cp).max().unwrap_or_default();
+        let cp = known().map(|(_, p)| p.report.committed()).max().unwrap_or_default();
         if cp > end && self.settings.planted.is_none() {
             // More was committed than the best log holds: it is not the complete history (c).
             return Err(Refusal::Log { formed, members: top.1.report.members });

@@ -41,7 +41,7 @@ pub struct Report {
     pub members: ServerSet,
     /// First and last op of the log, if it may be voted: intact, complete, tagged `formed`.
     pub log: Option<(Op, Op)>,
-    /// Highest op known to be committed.
+    /// Highest op heard to be committed.
     pub cp: Op,
     /// LB of the image, if there is one that the log can bring up to date.
     pub image: Option<Op>,
@@ -63,6 +63,13 @@ pub struct Report {
     pub files: Option<Op>,
     /// AP: where the image will stand if nothing more comes.
     pub applied: Op,
+}
+
+impl Report {
+    /// Up to here, by all that this says, operations are committed: what is in an image was, and what lies below GLB.
+    pub(crate) fn committed(&self) -> Op {
+        self.cp.max(self.glb).max(self.files.unwrap_or_default())
+    }
 }
 
 /// Heartbeat between any two servers.

@@ -403,7 +403,7 @@ impl Replica {
             members,
             formed: top.formed,
             formed_by: top.members,
-            committed: present.iter().map(|(_, p)| p.report.cp).max().expect("me"),
+            committed: present.iter().map(|(_, p)| p.report.committed()).max().expect("me"),
             fresh: fresh.map(|(s, _)| *s).collect(),
             rebuilt: (present.iter().map(|(s, _)| *s))
                 .filter(|s| copies.contains(*s) && !members.contains(*s))
