@@ -119,6 +119,35 @@ fn software_a_halted_copy_takes_part_again_over_an_image_beyond_the_record() {
     stage.reckon();
 }
 
+/// A copy that hears the primary alone can start no view, and gathers records that are in no log of its own, long after
+/// its image has all that was there when it started. One of them kills it: it halts after a few tries, for it goes on
+/// redoing with care.
+#[test]
+fn software_a_learner_that_gathers_a_record_that_kills_halts_before_it() {
+    let mut stage = Stage::new(2);
+    (0..3).for_each(|number| _ = stage.create(number));
+    let lethal = stage.world.observer.requests.len() as u32 + 3;
+    stage.make_lethal(lethal);
+    stage.until_serves(&[A, B, C]);
+    stage.part(&[B], &[C, D, E], true);
+    stage.power_off(B);
+    stage.world.lose_log(B, LogLoss::SegmentsGone);
+    stage.until_serves(&[A, C, D]);
+    stage.restart(B);
+    (3..6).for_each(|number| _ = stage.create(number));
+    let fp = stage.pulse(A).fp;
+    stage.until("B's image has all", |world| world.pulse(B).is_some_and(|b| b.lb >= fp));
+    assert!(!stage.pulse(B).normal);
+    let asked = stage.ask(0, create(6));
+    assert_eq!(asked, lethal, "the request that is meant");
+    assert_eq!(stage.answer(asked).0, Status::Ok);
+    stage.until("B halts", |world| halted(world, B));
+    stage.part(&[B], &[C, D, E], false);
+    stage.world.mend_software();
+    stage.until_serves(&[A, B, C]);
+    stage.reckon();
+}
+
 fn replace(stage: &mut Stage, server: ServerId) {
     stage.crash(server);
     stage.world.empty(server);
