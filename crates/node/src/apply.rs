@@ -172,7 +172,7 @@ impl Node {
         out.jobs.push(StoreJob(Work::Checkpoint(frozen)));
     }
 
-    pub(crate) fn on_checkpointed(&mut self, now: Now, op: u64, out: &mut Output) {
+    pub(crate) fn on_checkpointed(&mut self, op: u64, out: &mut Output) {
         let copy = self.copy.as_mut().expect("only copies checkpoint");
         let done = copy.checkpoint.take().expect("a checkpoint nobody asked for");
         assert_eq!(done.op, op, "another checkpoint than the one asked for");
@@ -184,7 +184,7 @@ impl Node {
         self.after_barrier(out);
         self.try_discard(out);
         self.complete_image(out);
-        self.try_stage(now, out);
+        self.try_stage(out);
     }
 
     /// The image stands at a barrier: take its digest before anything moves it.

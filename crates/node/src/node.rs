@@ -40,6 +40,15 @@ const CRAMPED_SEGMENTS: u64 = 8;
 /// The id of fetches that no call waits for.
 pub(crate) const FILTER_FETCH: u64 = 0;
 
+/// What is to become of the staged log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Staging {
+    /// One begins at that op, in place of one there may be.
+    Begin { begin: Op, on_disk: bool },
+    /// It goes.
+    Drop,
+}
+
 /// What only a copy has.
 #[derive(Debug)]
 pub(crate) struct Copy {
@@ -153,7 +162,7 @@ pub struct Node {
     /// The log is being written out; nothing else happens any more.
     pub(crate) write_out: Option<WriteOut>,
     pub(crate) adopting: Option<Adopting>,
-    pub(crate) stage_wanted: Option<(Op, bool)>,
+    pub(crate) stage_wanted: Option<Staging>,
     pub(crate) last_write_end: harp_log::LogPos,
     pub(crate) failing: bool,
     /// The operator was told that the log nears its bound.
@@ -236,7 +245,7 @@ impl Node {
             self.carry_out(now, out);
         }
         self.try_discard(out);
-        self.try_stage(now, out);
+        self.try_stage(out);
         self.try_adopt(out);
         self.apply_committed(now, out);
         if self.killed {
@@ -306,14 +315,12 @@ impl Node {
                 out.disk.push(DiskCommand::Slot { file: SlotFile::View, sequence, bytes });
             }
             Action::Stage { begin, on_disk } => {
-                self.stage_wanted = Some((begin, on_disk));
-                self.try_stage(now, out);
+                self.stage_wanted = Some(Staging::Begin { begin, on_disk });
+                self.try_stage(out);
             }
             Action::DropStaged => {
-                self.stage_wanted = None;
-                let dropped = self.log.drop_staged();
-                assert!(dropped, "a staged log is dropped while it is being swapped in");
-                self.start_over_if_forgotten(out);
+                self.stage_wanted = self.log_is_staged().then_some(Staging::Drop);
+                self.try_stage(out);
             }
             Action::Adopt { view, members, staged, configuration } => {
                 let sequence = None;
@@ -509,10 +516,10 @@ impl Node {
         }
     }
 
-    /// A staged log begins only when nothing in memory refers to the log it replaces: the shadow of a copy
-    /// goes back to its image, which then is brought forward from the staged log.
-    pub(crate) fn try_stage(&mut self, _now: Now, out: &mut Output) {
-        let Some((begin, on_disk)) = self.stage_wanted else { return };
+    /// A staged log begins, or is dropped, only when nothing in memory refers to records in the place that is then free:
+    /// the shadow of a copy goes back to its image, which is brought forward from the log that grows then.
+    pub(crate) fn try_stage(&mut self, out: &mut Output) {
+        let Some(wanted) = self.stage_wanted else { return };
         if let Some(copy) = &mut self.copy {
             let fresh = copy.shadow_op == copy.lb && copy.checkpoint.is_none();
             copy.drop_unhanded_barrier();
@@ -533,15 +540,24 @@ impl Node {
             copy.shadow.discard_retired();
         }
         self.stage_wanted = None;
-        let view = self.replica.promised().0;
-        let staged = self.log.stage(begin.0, None, on_disk, view);
-        assert!(staged, "a log is staged while another is being swapped in");
+        match wanted {
+            Staging::Begin { begin, on_disk } => {
+                let view = self.replica.promised().0;
+                let staged = self.log.stage(begin.0, None, on_disk, view);
+                assert!(staged, "a log is staged while another is being swapped in");
+            }
+            Staging::Drop => {
+                let dropped = self.log.drop_staged();
+                assert!(dropped, "a staged log is dropped while it is being swapped in");
+                self.start_over_if_forgotten(out);
+            }
+        }
     }
 
     fn try_adopt(&mut self, out: &mut Output) {
         let Some(adopting) = self.adopting.filter(|a| a.sequence.is_none()) else { return };
         if self.stage_wanted.is_some() {
-            return; // the staged log does not exist yet
+            return; // the staged log does not exist yet, or still does
         }
         let (view, members) = (adopting.view.0, adopting.members.0);
         let cp = self.replica.cp().0;
@@ -638,7 +654,7 @@ impl Node {
             },
             Done::NoRoom(frozen) => self.on_no_room(now, frozen, out),
             Done::Checkpointed { op, result: Ok(damaged) } => {
-                self.on_checkpointed(now, op, out);
+                self.on_checkpointed(op, out);
                 self.repair_moved(damaged);
             }
             Done::Checkpointed { result: Err(error), .. } => {
@@ -658,7 +674,7 @@ impl Node {
                 self.newest_time = self.newest_time.max(image.clients.log_time());
                 copy.stand_at(image);
                 self.replica.on_reapply();
-                self.try_stage(now, out);
+                self.try_stage(out);
             }
             Done::PartRead(read) => self.on_part_read(now, read, out),
             Done::BlockRead(read) => self.on_block_read(now, read, out),

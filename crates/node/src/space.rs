@@ -162,7 +162,7 @@ impl Node {
         checkpoint.frozen = Some(frozen);
         checkpoint.retry_at = Some(now.steady.plus(RETRY_NANOS));
         self.try_discard(out);
-        self.try_stage(now, out);
+        self.try_stage(out);
     }
 
     /// Whether the disk has, or may have, less room than this copy wants ahead of need.
