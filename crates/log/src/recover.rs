@@ -585,27 +585,28 @@ impl<'a> Walk<'a> {
         Ok(true)
     }
 
-    /// The highest durable mark in batches of this log behind its `end`.
+    /// The highest durable mark in batches of this log behind its `end`, or any that is above it.
     ///
     /// The rest of the end's segment and the next segment are searched block by block; of others the first
-    /// block tells whether this log reached them. One whose first block tells nothing is searched too.
+    /// block tells whether this log reached them. If it did, or that block tells nothing, they are searched too: one
+    /// sync may have covered a whole segment and the first batches of another, which all have the mark before it.
     fn mark_beyond(&mut self, end: u64) -> Result<u64, Stop> {
         let segment_bytes = self.settings.segment_bytes;
         let next = self.settings.segment_floor(end) + segment_bytes;
         let mut mark = self.scan(end, next.min(self.window_end()))?;
         let mut block = [0; BLOCK_BYTES as usize];
         for segment in (next..self.window_end()).step_by(segment_bytes as usize) {
+            if mark > end {
+                break;
+            }
             self.disk.read(LogPos(segment), &mut block).map_err(Stop::unreadable)?;
-            let known = match BatchHeader::read(&block) {
-                Some(header) => header.pos <= segment,
-                None => block.iter().all(|byte| *byte == 0),
+            let reached = match BatchHeader::read(&block) {
+                Some(header) => header.pos == segment && header.generation == self.head.generation,
+                None => block.iter().any(|byte| *byte != 0),
             };
-            let found = if segment == next || !known {
-                self.scan(segment, segment + segment_bytes)?
-            } else {
-                self.mark_in(&block, segment)
-            };
-            mark = mark.max(found);
+            if segment == next || reached {
+                mark = mark.max(self.scan(segment, segment + segment_bytes)?);
+            }
         }
         Ok(mark)
     }

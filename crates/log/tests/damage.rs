@@ -84,6 +84,21 @@ fn log_damage_across_a_segments_start_is_found_behind_it() {
 }
 
 #[test]
+fn log_damage_to_a_segment_that_one_sync_covered_with_more_is_found_behind_both() {
+    // A batch of a whole segment, and another at the next one's start, become durable at once: the mark of both is below
+    // them. The batch that marks them stands in the middle of a segment.
+    let mut server = small();
+    server.append_batches(&[300]);
+    server.append(1, &[1; (32 << 10) - 600]).expect("room");
+    server.append(1, &[2; 300]).expect("room");
+    server.settle();
+    server.append_batches(&[300]);
+    assert_eq!(server.end_pos(), (64 << 10) + 8192);
+    server.disk.flip((32 << 10) + 100);
+    assert!(damaged(&server.restart().verdict));
+}
+
+#[test]
 fn log_a_lost_segment_is_amnesia() {
     let mut server = small();
     server.append_batches(&[3000; 30]);

@@ -609,7 +609,7 @@ impl Node {
             return;
         }
         // Until an absent copy is given up, by a record that is committed, as much comes as the ring takes.
-        let spare = SPARE_SEGMENTS * self.settings.segment_bytes + self.bytes.0.len() as u64;
+        let spare = SPARE_SEGMENTS * self.settings.segment_bytes + self.bytes.0.len();
         let mut bound = (self.log.disk_bytes() / 2).saturating_sub(spare);
         if self.replica.member_rooms().any(|room| !room.grows) {
             bound = bound.min(CRAMPED_SEGMENTS * self.settings.segment_bytes);

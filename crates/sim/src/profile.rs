@@ -28,7 +28,7 @@ const SEGMENTS_MAX: u64 = 64;
 const SMALL_RING_BYTES: usize = 256 << 10;
 const SMALL_SEGMENT_BYTES: u64 = 32 << 10;
 /// At least four times the ring and four, as the program's configuration wants it.
-const SMALL_SEGMENTS: (u64, u64) = (36, 48);
+pub(crate) const SMALL_SEGMENTS: (u64, u64) = (36, 48);
 /// Blocks that a copy's store may have where space is no matter.
 const STORE_BLOCKS: u64 = 1 << 16;
 
@@ -274,8 +274,7 @@ impl Profile {
         }
         if rng.chance(300) {
             // A copy that is away for long needs another image when it is back.
-            (profile.ring_bytes, profile.segment_bytes) = (SMALL_RING_BYTES, SMALL_SEGMENT_BYTES);
-            profile.segments_max = rng.between(SMALL_SEGMENTS.0, SMALL_SEGMENTS.1);
+            profile.with_small_log(rng.between(SMALL_SEGMENTS.0, SMALL_SEGMENTS.1));
         }
         if rng.chance(300) {
             // Root's groups are not looked up.
@@ -286,6 +285,11 @@ impl Profile {
             profile.durability = Durability::Ups;
         }
         profile
+    }
+
+    pub(crate) fn with_small_log(&mut self, segments: u64) {
+        (self.ring_bytes, self.segment_bytes) = (SMALL_RING_BYTES, SMALL_SEGMENT_BYTES);
+        self.segments_max = segments;
     }
 
     fn draw_disk(&mut self, rng: &mut Rng) {

@@ -17,7 +17,7 @@ use crate::model::{Ino, ROOT};
 use crate::names::Name;
 use crate::network::Message;
 use crate::observer::{Request, xid_of};
-use crate::profile::{MILLI, Profile, SECOND, Wish};
+use crate::profile::{MILLI, Profile, SECOND, SMALL_SEGMENTS, Wish};
 use crate::properties::Pulse;
 use crate::world::{Fate, World};
 
@@ -113,6 +113,14 @@ impl Stage {
         let mut profile = Profile::calm(Wish::new(1, n, 0));
         (profile.store_blocks, profile.checkpoint_bytes) = (blocks, checkpoint_bytes);
         profile.disk.checkpoint_mean = 50 * MILLI;
+        Stage::of(profile).formed()
+    }
+
+    /// The same with a small ring and small segments, and checkpoints that take long.
+    pub fn with_small_log(n: u8) -> Stage {
+        let mut profile = Profile::calm(Wish::new(1, n, 0));
+        profile.with_small_log(SMALL_SEGMENTS.1);
+        profile.disk.checkpoint_mean = 500 * MILLI;
         Stage::of(profile).formed()
     }
 

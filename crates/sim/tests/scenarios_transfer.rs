@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use harp_node::fs::request::Status;
 use harp_node::vr::Message;
+use harp_sim::intent::Intent;
 use harp_sim::profile::{MICRO, MILLI};
 use harp_sim::script::{A, B, C, Kind, Stage, create, kind, lookup, remove};
 use harp_sim::world::World;
@@ -220,5 +221,44 @@ fn transfer_brings_the_replies_along() {
     assert_eq!(stage.answer(number).0, Status::Ok, "not NOENT: it was done once");
     stage.restart(A);
     stage.until_serves(&[A, B]);
+    stage.reckon();
+}
+
+/// A copy gathers a long log in phase 2 and brings its image forward from it meanwhile. Before both are done the
+/// coordinator dies, and the log is given up. Nothing is written where it lies in memory until the image has what came
+/// of it: the copy's own log is closed there with a mark, and would go over it.
+#[test]
+fn transfer_log_that_is_given_up_stays_in_memory_until_the_image_has_what_came_of_it() {
+    let mut stage = Stage::with_small_log(1);
+    let ino = stage.create(0);
+    // B has a record that it does not know to be committed.
+    stage.lose(A, B, Kind::Prepare);
+    stage.crash(B);
+    stage.no_rules();
+    stage.until_serves(&[A, C]);
+    for part in 0..60u64 {
+        let offset = part % 16 * 4096;
+        let write = Intent::Write { ino, offset, count: 4096, tag: part + 1 };
+        assert_eq!(stage.call(0, write).0, Status::Ok);
+    }
+    let written = stage.pulse(A).cp;
+    // One record more that is not committed.
+    stage.lose(C, A, Kind::PrepareOk);
+    stage.ask(0, create(1));
+    stage.until("C has it", |world| world.pulse(C).is_some_and(|c| c.fp > written));
+    stage.crash(A);
+    stage.crash(C);
+    stage.no_rules();
+    stage.lose(C, B, Kind::Grant);
+    for server in [A, B, C] {
+        stage.restart(server);
+    }
+    stage.world.tracing = true;
+    stage.until("B applies what it gathers", |world| {
+        world.pulse(B).is_some_and(|b| b.ap >= written - 5 && b.lb < b.ap)
+    });
+    stage.crash(A);
+    stage.until_serves(&[B, C]);
+    stage.restart(A);
     stage.reckon();
 }
