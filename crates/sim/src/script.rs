@@ -116,11 +116,10 @@ impl Stage {
         Stage::of(profile).formed()
     }
 
-    /// The same with a small ring and small segments, and checkpoints that take long.
+    /// The same with a small ring and small segments.
     pub fn with_small_log(n: u8) -> Stage {
         let mut profile = Profile::calm(Wish::new(1, n, 0));
         profile.with_small_log(SMALL_SEGMENTS.1);
-        profile.disk.checkpoint_mean = 500 * MILLI;
         Stage::of(profile).formed()
     }
 
