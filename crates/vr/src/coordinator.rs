@@ -189,14 +189,15 @@ impl Replica {
         }
     }
 
-    /// Judges the promises; when a view may form and nobody likely is missing, starts phase 2.
-    pub(crate) fn try_to_form(&mut self, now: Nanos, out: &mut Vec<Action>) {
-        let Some(attempt) = &self.attempt else { return };
+    /// Judges the promises; when a view may form and nobody likely is missing, starts phase 2. Returns why none may.
+    pub(crate) fn try_to_form(&mut self, now: Nanos, out: &mut Vec<Action>) -> Option<Refusal> {
+        let attempt = self.attempt.as_ref()?;
         if attempt.install.is_some() || attempt.promises[self.me_index()].is_none() {
-            return;
+            return None;
         }
         if self.has_order() {
-            return self.try_order(now, out);
+            self.try_order(now, out);
+            return None;
         }
         let awaited =
             self.others().any(|s| attempt.promises[s.index()].is_none() && !self.is_silent(now, s));
@@ -204,12 +205,9 @@ impl Replica {
         match self.judge(now) {
             Ok(_) if awaited && patient => {}
             Ok(install) => self.start_phase_two(now, install, out),
-            Err(refusal) => {
-                if now.since(attempt.since) > self.settings.failure_timeout {
-                    self.refuse(refusal, out);
-                }
-            }
+            Err(refusal) => return Some(refusal),
         }
+        None
     }
 
     pub(crate) fn start_phase_two(&mut self, now: Nanos, install: Install, out: &mut Vec<Action>) {
@@ -397,7 +395,13 @@ impl Replica {
         let forsaken = attempt.forsaken;
         match attempt.install {
             None => {
-                self.try_to_form(now, out);
+                // Only now: behind a promise that is not enough another one may have waited, all through a pause.
+                let since = attempt.since;
+                if let Some(refusal) = self.try_to_form(now, out)
+                    && now.since(since) > self.settings.failure_timeout
+                {
+                    self.refuse(refusal, out);
+                }
                 if beat
                     && self.attempt.as_ref().is_some_and(|a| a.promises[self.me_index()].is_some())
                 {

@@ -88,6 +88,32 @@ impl Coordinator {
     }
 }
 
+/// A coordinator that was stopped for long finds two promises, of which the first alone is not enough. It refuses nothing:
+/// the second was there all the time.
+#[test]
+fn coordinator_that_was_stopped_refuses_nothing_before_it_has_heard_all_that_waited() {
+    let mut c = Coordinator { replica: backup(), now: Nanos(MS), out: Vec::new() };
+    let (primary, witness) =
+        (Incarnation { disk: 10, start: 1 }, Incarnation { disk: 12, start: 1 });
+    let nobody = Message::Decline { view: View::NONE, promised: View::NONE };
+    for millis in [400, 10] {
+        c.hear(WITNESS, witness, nobody);
+        c.hear(PRIMARY, primary, nobody);
+        c.wait(millis);
+    }
+    let (view, formed) = (c.replica.promised(), View::new(0, 1, 2, PRIMARY));
+    assert!(view > formed, "it coordinates");
+    c.out.clear();
+    c.now = c.now.plus(1_000 * MS);
+    // Both were members of a later view; the witness lost that log.
+    let lost = Report { log: None, image: None, files: None, ..report(formed) };
+    c.hear(WITNESS, witness, Message::Promise { view, report: lost });
+    c.hear(PRIMARY, primary, Message::Promise { view, report: report(formed) });
+    c.wait(0);
+    assert!(!c.out.iter().any(|action| matches!(action, Action::Refusing { .. })), "{:?}", c.out);
+    assert_eq!(c.installs(PRIMARY), 1, "{:?}", c.out);
+}
+
 /// The primary promises a view, and is to be its member and to hand out its log; it loses its disk. On the new one it
 /// knows of no promise, so that an old invitation makes it promise again. Phase 2 is not for this life of it: it
 /// counts for nothing, does not hold what it reported, and may have promised more in between.
