@@ -175,7 +175,7 @@ impl Checker<'_> {
         let below = failure_timeout_ms - 1;
         let segment_bytes =
             self.power_of_two("settings.segment_bytes", &raw.segment_bytes, SEGMENT_MIN..=1 << 30)?;
-        let ring = 2 * segment_bytes..=(segment_bytes << 12).min(64 << 30);
+        let ring = 2 * segment_bytes..=(segment_bytes << 11).min(64 << 30);
         let ring_bytes = self.power_of_two("settings.ring_bytes", &raw.ring_bytes, ring)?;
         // A log holds what the ring does when an absent copy is given up, and as much again until that is committed; one
         // that replaces it needs the same room beside it.

@@ -176,6 +176,13 @@ impl Node {
         }
     }
 
+    /// Another history is followed: records with the same ops are other ones.
+    pub(crate) fn forget_suspects(&mut self, out: &mut Output) {
+        let Some(redo) = &mut self.redo else { return };
+        (redo.found, redo.announced) = (Suspects::default(), Suspects::default());
+        out.remember = Some(Suspects::default());
+    }
+
     /// Whether a lethal record ended this process ([`crate::Settings::lethal_xid`]).
     pub fn died_of_record(&self) -> bool {
         self.killed

@@ -283,6 +283,7 @@ impl Node {
             !copy.reloading
                 && !copy.halted
                 && copy.barrier.is_none()
+                && self.stage_wanted.is_none()
                 && copy.shadow_op < self.apply_limit()
                 && !self.must_checkpoint_first()
         });
@@ -342,7 +343,10 @@ impl Node {
             Action::Formed { view, members, primary } => {
                 out.notices.push(Notice::Formed { view, members, primary })
             }
-            Action::CrossedOver => self.log.forget_commits(self.replica.cp().0),
+            Action::CrossedOver => {
+                self.log.forget_commits(self.replica.cp().0);
+                self.forget_suspects(out);
+            }
             Action::Overridden { token, answer } => {
                 out.notices.push(Notice::Overridden { token, answer })
             }

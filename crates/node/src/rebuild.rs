@@ -151,7 +151,7 @@ impl Node {
         if !given.is_empty() {
             // They stay damaged there, under the checksum of what they should be.
             let (to, count) = (read.to, given.len());
-            let text = format!("{to} is given {count} damaged as they are: nobody has them");
+            let text = format!("{to} is given {count} damaged as they are: nobody else has them");
             out.notices.push(Notice::Remark { text });
         }
         let copy = self.copy.as_mut().expect("only copies read parts");

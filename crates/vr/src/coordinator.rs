@@ -244,8 +244,8 @@ impl Replica {
         // Its own image may have moved on, or become whole, since it promised.
         let mut promises = attempt.promises;
         if let Some(own) = &mut promises[self.me_index()] {
-            let Report { image, files, .. } = self.report(now);
-            own.report = Report { image, files, ..own.report };
+            let Report { image, files, applied, .. } = self.report(now);
+            own.report = Report { image, files, applied, ..own.report };
         }
         let all: Vec<(ServerId, &Promised)> = self
             .settings

@@ -447,8 +447,9 @@ impl Replica {
             let fits = |lb: Op, r: &Report| r.reached <= formed && lb.next() >= begin && lb <= end;
             let fitting = images.iter().filter(|(_, lb, r)| fits(*lb, r));
             let images: Vec<(ServerId, Op)> = fitting.map(|(s, lb, _)| (*s, *lb)).collect();
-            let known = present.iter().filter(|(_, p)| p.report.reached <= formed);
-            let known = known.map(|(_, p)| p.report.cp.min(end)).max().unwrap_or_default();
+            let heard = |r: &Report| r.branch == branch && r.reached <= formed;
+            let known = present.iter().filter(|(_, p)| heard(&p.report));
+            let known = known.map(|(_, p)| p.report.committed().min(end)).max().unwrap_or_default();
             let truer = best.2.reached > formed && best.1 > known;
             if !truer && !images.is_empty() {
                 if !images.iter().any(|(s, _)| *s == me) {

@@ -221,7 +221,7 @@ impl Replica {
         let glb = Op(start.log.begin.0.saturating_sub(1));
         let unloaded = start.image.is_some() && !start.image_whole;
         let image = if unloaded { Some(Op::ZERO) } else { start.image };
-        // What the log knows to be committed may be of a history that was overridden since.
+        // What the log knows to be committed, and how far it was trimmed, may be of a history that was overridden since.
         let same = durable.branch == durable.configuration.overridden.view;
         let known = if same { start.cp } else { Op::ZERO };
         let cp = known.max(image.unwrap_or_default());
@@ -238,7 +238,7 @@ impl Replica {
             ap: image.unwrap_or_default(),
             cp,
             agreed: known.min(start.log.end),
-            glb: if start.tag.is_some() { glb.min(image.unwrap_or(glb)) } else { Op::ZERO },
+            glb: if same && start.tag.is_some() { glb.min(image.unwrap_or(glb)) } else { Op::ZERO },
             branch: durable.branch,
             order: None,
             configuration: durable.configuration,

@@ -88,6 +88,30 @@ impl Coordinator {
     }
 }
 
+/// A server follows the history after an override, and has its log of the one before it still. When it starts, it says
+/// nothing of how far that log was trimmed.
+#[test]
+fn coordinator_that_follows_an_override_knows_nothing_from_its_old_log() {
+    let (view, over) = (View::new(0, 1, 1, PRIMARY), View::new(1, 1, 2, ME));
+    let old = durable(SHAPE, Incarnation { disk: 12, start: 2 }, view, configuration());
+    for (branch, glb) in [(View::NONE, Op(900)), (over, Op::ZERO)] {
+        let start = Start {
+            durable: Durable { branch, ..old },
+            persist_sequence: 0,
+            log: LogFacts { begin: Op(901), end: Op(1_000), durable: Op(1_000) },
+            tag: Some(view),
+            tag_members: SHAPE.copies().collect(),
+            tag_configuration: configuration(),
+            cp: Op(990),
+            image: None,
+            image_whole: false,
+        };
+        let report = Replica::new(settings(SHAPE, WITNESS), start, Nanos(MS)).report(Nanos(MS));
+        assert_eq!((report.glb, report.branch), (glb, branch));
+        assert_eq!(report.cp == Op::ZERO, branch == over);
+    }
+}
+
 /// A coordinator that was stopped for long finds two promises, of which the first alone is not enough. It refuses nothing:
 /// the second was there all the time.
 #[test]
