@@ -13,6 +13,8 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use harp_engine::{MakeRoom, nothing_to_give_up};
@@ -56,6 +58,8 @@ pub struct Segments {
     ahead: Option<(u64, JoinHandle<io::Result<()>>)>,
     /// Asked when the file system is full.
     make_room: MakeRoom,
+    /// Bytes of those that are free.
+    free_bytes: Arc<AtomicU64>,
 }
 
 /// Makes the names in a directory durable.
@@ -199,7 +203,19 @@ impl Segments {
             covered: None,
             ahead: None,
             make_room: nothing_to_give_up(),
+            free_bytes: Arc::default(),
         })
+    }
+
+    /// Bytes of the segments that are free to be used again, as they change.
+    pub fn free_bytes(&self) -> Arc<AtomicU64> {
+        self.free_bytes.clone()
+    }
+
+    fn count_free(&self) {
+        let covered = self.covered.clone().unwrap_or(0..u64::MAX);
+        let free = self.present.iter().filter(|number| !covered.contains(number)).count() as u64;
+        self.free_bytes.store(free * self.segment_bytes, Ordering::Relaxed);
     }
 
     /// From now on `make_room` is asked when the file system has no room for a segment.
@@ -215,6 +231,7 @@ impl Segments {
     /// From now on the heads on disk cover `covered` at most: all other segments are free.
     pub fn cover(&mut self, covered: Range<u64>) {
         self.covered = Some(covered);
+        self.count_free();
     }
 
     /// The first listed segment of `covered` that is not there; the list itself, if it is not.
@@ -325,6 +342,7 @@ impl Segments {
     fn provided(&mut self, number: u64) {
         self.present.insert(number);
         self.listed = Some(self.present.clone());
+        self.count_free();
     }
 
     /// Decides where segment `number` comes from. What is free and goes is forgotten at once.
@@ -338,6 +356,7 @@ impl Segments {
             self.present.remove(gone);
             self.open.remove(gone);
         }
+        self.count_free();
         let mut listed = self.present.clone();
         listed.insert(number);
         let (dir, segment_bytes) = (self.dir.clone(), self.segment_bytes);

@@ -192,7 +192,8 @@ fn boot(
     let (suspects, left) = SuspectsFile::open(&dir)?;
     let node = Node::boot(settings, &mut disk, state, ring.clone(), left, clock::now)
         .map_err(|error| cannot_boot(config, me, error))?;
-    let watch = Watch::new(config, me, reserve.clone(), image.clone());
+    let room = (reserve.clone(), disk.free_bytes());
+    let watch = Watch::new(config, me, room, image.clone());
     let workers = start_workers(disk, image, watch, config.export.groups, &ring)?;
     let poller = Poller::new()?;
     let identity = Identity {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use harp_node::store::Engine;
 use harp_node::vr::{Room, ServerId};
@@ -32,6 +33,8 @@ pub fn reserve_parts(tuning: &Tuning) -> (u64, u64) {
 pub struct Watch {
     dir: PathBuf,
     reserve: Arc<Reserve>,
+    /// What the log has of its own to go on with.
+    log_bytes: Arc<AtomicU64>,
     image: Option<Image>,
     /// Copies whose directories lie on the same file system, this one included.
     sharers: u64,
@@ -52,17 +55,18 @@ fn sharers(config: &Config, me: ServerId) -> u64 {
 }
 
 impl Watch {
-    /// For the server `me`, whose image is `image` if it is a copy.
+    /// For the server `me`, whose log has `log_bytes` free, and whose image is `image` if it is a copy.
     pub fn new(
         config: &Config,
         me: ServerId,
-        reserve: Arc<Reserve>,
+        (reserve, log_bytes): (Arc<Reserve>, Arc<AtomicU64>),
         image: Option<Image>,
     ) -> Watch {
         let tuning = &config.tuning;
         Watch {
             dir: config.server_dir(me),
             reserve,
+            log_bytes,
             image,
             sharers: sharers(config, me),
             ahead_blocks: blocks_ahead(tuning.ring_bytes, tuning.checkpoint_bytes),
@@ -117,15 +121,19 @@ impl Watch {
 
     /// Whether metadata and log may grow by more than what removes need.
     fn judge(&self) -> io::Result<bool> {
-        let whole = self.reserve.whole_bytes();
-        let free = left_bytes(&self.dir)?.saturating_add(self.reserve.held_bytes());
+        let (whole, held) = (self.reserve.whole_bytes(), self.reserve.held_bytes());
+        let left = left_bytes(&self.dir)?;
+        let own = self.log_bytes.load(Ordering::Relaxed);
         // Once refused, an eighth more is needed before it goes on.
         let again = if self.grows { 0 } else { whole / 8 };
-        let log = free >= whole / 4 + again;
+        let log = left.saturating_add(held).saturating_add(own) >= whole / 4 + again;
         let Some(image) = &self.image else { return Ok(log) };
         let spare = image.engine().space().map_err(io::Error::other)?.spare_bytes;
-        // Half of the reserve is the log's; a quarter is for what is on its way, and for removes.
-        let needed = whole / 4 * 3 + self.metadata_step / 2;
-        Ok(log && free.saturating_add(spare) >= needed + again)
+        // Half of the reserve is the log's, for which its own free segments do as well; a quarter is for what is on its
+        // way, and for removes.
+        let half = whole / 2;
+        let log_lacks = half.saturating_sub(held.min(half) + own);
+        let has = left.saturating_add(held.saturating_sub(half)).saturating_add(spare);
+        Ok(log && has >= whole / 4 + self.metadata_step / 2 + log_lacks + again)
     }
 }
