@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -125,11 +125,21 @@ impl Reserve {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// For the store: gives up parts down to half of the reserve. The rest is the log's: what the store took it
+    /// Parts that are the log's, which has `own` bytes of free segments: half of the reserve, or what those leave of it.
+    fn log_parts(&self, own: u64) -> u64 {
+        (self.parts / 2).saturating_sub(own / self.part_bytes)
+    }
+
+    /// The same in bytes.
+    pub fn log_bytes(&self, own: u64) -> u64 {
+        self.log_parts(own) * self.part_bytes
+    }
+
+    /// For the store: gives up parts that are not the log's, which has `own` bytes free: what the store took it
     /// does not give back even when its files are removed.
-    pub fn for_store(self: &Arc<Reserve>) -> MakeRoom {
+    pub fn for_store(self: &Arc<Reserve>, own: Arc<AtomicU64>) -> MakeRoom {
         let reserve = self.clone();
-        Arc::new(move || reserve.give_up(reserve.parts / 2))
+        Arc::new(move || reserve.give_up(reserve.log_parts(own.load(Ordering::Relaxed))))
     }
 
     /// For the log: gives up parts while there are any, then waits. Until there is room again the log is a slow
@@ -178,12 +188,16 @@ mod tests {
         assert_eq!(reserve.held_bytes(), 0, "too little room");
         reserve.fill(|| Ok(5 * PART)).expect("makes");
         assert_eq!((reserve.held_bytes(), files(&dir)), (3 * PART, 3));
-        let give = reserve.for_store();
+        let own = Arc::new(AtomicU64::new(0));
+        let give = reserve.for_store(own.clone());
         assert_eq!([give(), give(), give()], [true, true, false], "half is the log's");
-        assert!(reserve.for_log()());
+        own.store(PART, Ordering::Relaxed);
+        assert!(give(), "but what the log has besides does as well");
         assert_eq!(files(&dir), 0);
         reserve.fill(|| Ok(u64::MAX)).expect("makes");
         assert_eq!(reserve.held_bytes(), reserve.whole_bytes());
+        assert!(reserve.for_log()());
+        assert_eq!(files(&dir), 2);
     }
 
     #[test]

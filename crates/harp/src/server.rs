@@ -182,7 +182,7 @@ fn boot(
         .map_err(|error| HarpError::io("start a thread", error))?;
     let image = match settings.shape.is_copy(me) {
         true => {
-            let make_room = reserve.for_store();
+            let make_room = reserve.for_store(disk.free_bytes());
             Some(image::open(&dir.join("store"), tuning, &config.id, make_room)?)
         }
         false => None,

@@ -129,11 +129,9 @@ impl Watch {
         let log = left.saturating_add(held).saturating_add(own) >= whole / 4 + again;
         let Some(image) = &self.image else { return Ok(log) };
         let spare = image.engine().space().map_err(io::Error::other)?.spare_bytes;
-        // Half of the reserve is the log's, for which its own free segments do as well; a quarter is for what is on its
-        // way, and for removes.
-        let half = whole / 2;
-        let log_lacks = half.saturating_sub(held.min(half) + own);
-        let has = left.saturating_add(held.saturating_sub(half)).saturating_add(spare);
-        Ok(log && has >= whole / 4 + self.metadata_step / 2 + log_lacks + again)
+        // A quarter is for what is on its way, and for removes.
+        let kept = self.reserve.log_bytes(own);
+        let has = left.saturating_add(held).saturating_add(spare);
+        Ok(log && has >= kept + whole / 4 + self.metadata_step / 2 + again)
     }
 }

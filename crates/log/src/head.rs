@@ -148,11 +148,6 @@ pub fn head_begin(slot: &[u8]) -> Option<LogPos> {
     Head::read(slot).map(|head| LogPos(head.begin_pos))
 }
 
-/// The head in a slot once more, as the next write of it: for the other slot. `None`: no head.
-pub fn head_again(slot: &[u8]) -> Option<Vec<u8>> {
-    Head::read(slot).map(|head| Head { sequence: head.sequence + 1, ..head }.to_bytes())
-}
-
 /// The mark of a log that was written out, if the head in a slot has one, and the number of the head's write.
 pub fn head_clean(slot: &[u8]) -> Option<(u64, Option<CleanMark>)> {
     Head::read(slot).map(|head| (head.sequence, head.clean))

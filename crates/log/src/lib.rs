@@ -19,9 +19,7 @@ mod swap;
 pub use batch::{BATCH_HEADER_BYTES, BLOCK_BYTES, BadExtent, ExtentRecords, parse_extent};
 pub use body::Body;
 pub use disk::{DiskCommand, DiskDone, DiskError, DiskRunner, LogDisk, SLOT_BYTES, SlotFile};
-pub use head::{
-    CleanMark, HEAD_EXTRA_BYTES, head_again, head_begin, head_clean, head_geometry, head_is_newer,
-};
+pub use head::{CleanMark, HEAD_EXTRA_BYTES, head_begin, head_clean, head_geometry, head_is_newer};
 pub use log::{AppendError, Log, LogFull, Progress, Room};
 pub use memory::{MEMORY_HEAD_BYTES, MemoryHead, MemoryTie};
 pub use record::{
