@@ -261,8 +261,7 @@ impl World {
             Lasting::LethalRecord => self.mend_software(),
             Lasting::OtherVersion(server) => {
                 self.part_from_all(server, false);
-                self.kill(server, false);
-                self.restart_later(server);
+                self.replace_program(server);
             }
             Lasting::Battery(server) => self.on_battery(server, false),
         }
@@ -285,10 +284,16 @@ impl World {
 
     /// Another version of the program is installed at `server`, which speaks to nobody until the old one is back.
     fn install_version(&mut self, server: ServerId) {
-        self.kill(server, false);
-        self.restart_later(server);
+        self.replace_program(server);
         self.part_from_all(server, true);
         self.last(Lasting::OtherVersion(server));
+    }
+
+    /// Another program heeds nobody's suspicions.
+    fn replace_program(&mut self, server: ServerId) {
+        self.kill(server, false);
+        self.hosts[server.index()].suspects = Suspects::default();
+        self.restart_later(server);
     }
 
     fn strike_network(&mut self, fault: Fault, server: ServerId) {
