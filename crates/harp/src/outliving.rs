@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use harp_node::log::{MEMORY_HEAD_BYTES, MemoryTie, Ring};
+use harp_node::vr::ServerId;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, statfs};
 use rustix::process::geteuid;
 
@@ -98,16 +99,19 @@ fn create(path: &Path, bytes: u64) -> Result<File, HarpError> {
 }
 
 impl Outliving {
-    /// Where the memory of the server of `tie` lies in `dir`.
-    pub fn path(dir: &Path, tie: &MemoryTie) -> PathBuf {
-        let group = to_hex(&tie.group);
-        dir.join(format!("harp-{group}-{}", harp_node::vr::ServerId(tie.server)))
+    /// Where the memory of a group's server lies in `dir`.
+    pub fn path(dir: &Path, group: [u8; 16], server: ServerId) -> PathBuf {
+        dir.join(format!("harp-{}-{server}", to_hex(&group)))
+    }
+
+    fn path_of(dir: &Path, tie: &MemoryTie) -> PathBuf {
+        Outliving::path(dir, tie.group, ServerId(tie.server))
     }
 
     /// Opens the memory of `tie` in `dir`, or makes it anew where there is none that belongs to it.
     pub fn open(dir: &Path, tie: &MemoryTie, ring_bytes: u64) -> Result<Outliving, HarpError> {
         demand_memory(dir)?;
-        let path = Outliving::path(dir, tie);
+        let path = Outliving::path_of(dir, tie);
         let bytes = MEMORY_HEAD_BYTES as u64 + ring_bytes;
         if let Some(file) = open_existing(&path, bytes)? {
             let outliving = Outliving::over(file, bytes)?;
@@ -136,7 +140,7 @@ impl Outliving {
 /// Gives the memory of a server back whose log was written out.
 pub fn remove(dir: &Path, tie: &MemoryTie) {
     // What is left there is void: the next start finds the mark of the log that was written out.
-    let _ = std::fs::remove_file(Outliving::path(dir, tie));
+    let _ = std::fs::remove_file(Outliving::path_of(dir, tie));
 }
 
 #[cfg(test)]
@@ -172,7 +176,7 @@ mod tests {
             assert_eq!(found.ring.bytes(LogPos(8), 4), [0; 4], "as good as new");
         }
         remove(dir, &tie);
-        assert!(!Outliving::path(dir, &tie).exists());
+        assert!(!Outliving::path_of(dir, &tie).exists());
     }
 
     #[test]
