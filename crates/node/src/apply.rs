@@ -40,16 +40,19 @@ impl Node {
         let limit = self.apply_limit();
         let Some(copy) = &self.copy else { return };
         if copy.reloading || copy.halted || self.stage_wanted.is_some() {
+            self.redo_no_further(out);
             return;
         }
         let from = copy.shadow_op + 1;
         let body = self.log.growing();
         if from < body.begin() && body.record(from).is_none() {
             // The group went on without this copy and trimmed what its image lacks: only another image helps.
+            self.redo_no_further(out);
             return;
         }
         let stop = limit.min(copy.shadow_op + APPLY_PER_TURN);
-        let stop = if self.must_checkpoint_first() { from - 1 } else { stop };
+        let waits = copy.barrier.is_some() || self.must_checkpoint_first();
+        let stop = if waits { from - 1 } else { stop };
         let stop = self.stop_with_care(now, stop, out);
         for op in from..=stop {
             if self.copy.as_ref().is_some_and(|c| c.barrier.is_some()) {

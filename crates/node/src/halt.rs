@@ -154,6 +154,14 @@ impl Node {
         }
     }
 
+    /// Nothing may be redone now, for what may take long: nothing is about to be.
+    pub(crate) fn redo_no_further(&mut self, out: &mut Output) {
+        let (Some(copy), Some(redo)) = (&self.copy, &mut self.redo) else { return };
+        if redo.take_back(copy.shadow_op, copy.shadow_op) {
+            out.remember = Some(redo.note());
+        }
+    }
+
     /// A checkpoint of `first..=last` is about to begin.
     pub(crate) fn announce_checkpoint(&mut self, first: u64, last: u64, out: &mut Output) {
         let Some(redo) = &mut self.redo else { return };

@@ -88,7 +88,7 @@ pub struct World {
     /// A copy's image was given up while another one's had damaged blocks: more than the design rides out.
     pub(crate) blocks_lost: bool,
     /// The barrier that the primary answered last, by token.
-    pub(crate) barrier: Option<(u64, Option<u64>)>,
+    pub barrier: Option<(u64, Option<u64>)>,
     /// How many orders the operator gave.
     pub(crate) orders: u64,
     /// What became of them, by number.

@@ -4,6 +4,7 @@
 use harp_node::fs::request::Status;
 use harp_node::vr::ServerId;
 use harp_sim::power::LogLoss;
+use harp_sim::profile::{MILLI, SECOND};
 use harp_sim::script::{A, B, C, D, E, Stage, create, lookup};
 use harp_sim::world::World;
 
@@ -138,13 +139,49 @@ fn software_a_learner_that_gathers_a_record_that_kills_halts_before_it() {
     let fp = stage.pulse(A).fp;
     stage.until("B's image has all", |world| world.pulse(B).is_some_and(|b| b.lb >= fp));
     assert!(!stage.pulse(B).normal);
+    let life = stage.world.hosts[B.index()].life;
     let asked = stage.ask(0, create(6));
     assert_eq!(asked, lethal, "the request that is meant");
     assert_eq!(stage.answer(asked).0, Status::Ok);
     stage.until("B halts", |world| halted(world, B));
+    // Each time it was about to redo that record alone; a life is a start and an end.
+    assert_eq!(stage.world.hosts[B.index()].life - life, 2 * 2, "it died of it twice");
     stage.part(&[B], &[C, D, E], false);
     stage.world.mend_software();
     stage.until_serves(&[A, B, C]);
+    stage.reckon();
+}
+
+/// A sound copy waits at a barrier until its image is exact there, with more to redo behind it. It is killed meanwhile, and
+/// again: none of that is held against what it was not about to redo, and it halts nowhere.
+#[test]
+fn software_a_sound_copy_that_is_killed_while_it_waits_at_a_barrier_does_not_halt() {
+    let mut stage = Stage::new(1);
+    stage.create(0);
+    stage.crash(B);
+    stage.until_serves(&[A, C]);
+    stage.world.verify(A, 1);
+    stage.until("there is a barrier", |world| world.barrier.is_some());
+    let barrier = stage.world.barrier.and_then(|(_, op)| op).expect("A serves");
+    stage.until("A's image is there", |world| world.pulse(A).is_some_and(|a| a.lb == barrier));
+    (1..4).for_each(|number| _ = stage.create(number));
+    stage.world.profile.disk.checkpoint_mean = 60 * SECOND;
+    stage.restart(B);
+    for _ in 0..4 {
+        stage.until("B redoes what is before the barrier", |world| {
+            world.pulse(B).is_some_and(|b| b.ap == barrier)
+        });
+        stage.pass(5 * MILLI);
+        let b = stage.pulse(B);
+        assert!(b.ap == barrier && b.lb < barrier && b.fp > barrier, "it waits: {b:?}");
+        stage.world.crash_in_job(B, 0);
+        stage.restart(B);
+    }
+    stage.crash(B);
+    stage.world.profile.disk.checkpoint_mean = MILLI;
+    stage.restart(B);
+    stage.until_serves(&[A, B]);
+    stage.until("B redoes all", |world| world.pulse(B).is_some_and(|b| b.ap > barrier));
     stage.reckon();
 }
 
