@@ -2,9 +2,12 @@
 //! Servers: A the designated primary, B the backup, C the witness.
 
 use harp_node::fs::request::Status;
+use harp_node::vr::Message;
 use harp_sim::intent::Intent;
 use harp_sim::model::Ino;
+use harp_sim::profile::{MILLI, SECOND};
 use harp_sim::script::{A, B, C, Stage, remove};
+use harp_sim::world::Fate;
 
 /// Blocks of a store. A checkpoint's worth of them, 64 in a calm world, is no write's.
 const STORE_BLOCKS: u64 = 100;
@@ -102,4 +105,53 @@ fn room_primary_that_was_away_takes_in_what_was_overwritten_by_steps() {
     stage.restart(A);
     stage.until_serves(&[A, B]);
     stage.reckon();
+}
+
+/// A copy is away, and the log is kept for it until it is given up, by a record that has to be committed like any other.
+/// However much comes before that is, there is room on the disk for the log that takes this one's place.
+#[test]
+fn room_log_that_is_kept_for_an_absent_copy_never_takes_more_than_half_of_its_disk() {
+    let log_bytes = |stage: &Stage| {
+        let host = &stage.world.hosts[A.index()];
+        let process = host.process.as_ref().expect("it is up");
+        process.node.status(host.clock.read(stage.world.now)).log_bytes
+    };
+    let half = |stage: &Stage| {
+        let profile = &stage.world.profile;
+        profile.segments_max * profile.segment_bytes / 2
+    };
+    let mut longest = 0;
+    // Nobody tells from outside when it is about to be given up: the others fall silent at every length of the log.
+    for silent_at in (10..).map(|part| part * (32 << 10)) {
+        let mut stage = Stage::with_small_log(1);
+        let files: Vec<_> = (0..8).map(|number| stage.create(number)).collect();
+        stage.crash(B);
+        stage.until_serves(&[A, C]);
+        if silent_at >= half(&stage) {
+            break;
+        }
+        let write = |part: u64| {
+            let (ino, offset) = (files[(part / 4 % 8) as usize], part % 4 * 12_288);
+            Intent::Write { ino, offset, count: 12_288, tag: part + 1 }
+        };
+        let mut part = 0;
+        while log_bytes(&stage) < silent_at && part < 100 {
+            assert_eq!(stage.call(0, write(part)).0, Status::Ok);
+            part += 1;
+        }
+        stage.pass(6 * SECOND); // all is in the image: nothing is in memory for its sake
+        stage.rule(move |message, envelope| match &envelope.message {
+            Message::Prepare(records) if message.to == C => {
+                (records.first <= records.last).then_some(Fate::Drop)
+            }
+            _ => None,
+        });
+        for more in 0..12 {
+            stage.world.tell(0, write(part + more));
+            stage.pass(5 * MILLI);
+            longest = longest.max(log_bytes(&stage));
+        }
+        assert!(longest <= half(&stage), "{longest} bytes, silent at {silent_at}");
+    }
+    assert!(longest > 0);
 }

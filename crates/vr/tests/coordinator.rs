@@ -138,6 +138,33 @@ fn coordinator_that_was_stopped_refuses_nothing_before_it_has_heard_all_that_wai
     assert_eq!(c.installs(PRIMARY), 1, "{:?}", c.out);
 }
 
+/// Who restarts knows from its log of less that is committed than its image has. A view begins with all of that committed,
+/// and with no log that ends below it.
+#[test]
+fn coordinator_counts_what_is_in_an_image_as_committed() {
+    for (image, begins) in [(Op(2), true), (Op(4), false)] {
+        let mut c = Coordinator { replica: backup(), now: Nanos(MS), out: Vec::new() };
+        let nobody = Message::Decline { view: View::NONE, promised: View::NONE };
+        let primary = Incarnation { disk: 10, start: 1 };
+        for millis in [400, 10] {
+            c.hear(PRIMARY, primary, nobody);
+            c.wait(millis);
+        }
+        let (view, formed) = (c.replica.promised(), View::new(0, 1, 1, PRIMARY));
+        assert!(view > formed, "it coordinates");
+        c.out.clear();
+        let held = Report { log: Some((Op(1), Op(3))), cp: Op(1), ..report(formed) };
+        let held = Report { image: Some(image), files: Some(image), applied: image, ..held };
+        c.hear(PRIMARY, primary, Message::Promise { view, report: held });
+        c.wait(0);
+        let begun = c.out.iter().find_map(|action| match action {
+            Action::Send { to: PRIMARY, message: Message::Install(install) } => Some(install.cp),
+            _ => None,
+        });
+        assert_eq!(begun, begins.then_some(image), "{:?}", c.out);
+    }
+}
+
 /// The primary promises a view, and is to be its member and to hand out its log; it loses its disk. On the new one it
 /// knows of no promise, so that an old invitation makes it promise again. Phase 2 is not for this life of it: it
 /// counts for nothing, does not hold what it reported, and may have promised more in between.
