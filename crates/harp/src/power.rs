@@ -1,53 +1,53 @@
 //! `harp power`: what watches the power supply tells this machine's servers.
 //! Owns: which servers are this machine's, and what is said of each.
 //! Never: reaches over the network; another machine has another power supply.
-//! Invariant: it succeeds only if every server here did as told: then, with `low`, their logs are on the disk.
+//! Invariant: it succeeds only if every server here did as told, or if with `low` the disk says that its log was written
+//! out before it could be asked.
 //! Source: docs/operations.md, "Power".
 
 use std::time::{Duration, Instant};
 
-use harp_node::Durability;
 use harp_node::vr::ServerId;
 
 use crate::admin::{Answer, PowerState, Request};
 use crate::config::{Config, durability_name};
 use crate::error::HarpError;
+use crate::offline;
 use crate::operator::ask_socket;
 use crate::outliving::Outliving;
 
 /// A server's write-out may take so long.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// A server that answers nobody may be about to start, by its supervisor or by whatever else starts it, for so long.
-/// One whose memory is there holds what is in memory alone: it is given longer.
-const STARTING_WITHOUT_MEMORY: Duration = Duration::from_secs(1);
-const STARTING_WITH_MEMORY: Duration = Duration::from_secs(10);
+/// A server that cannot be reached may be about to start, by its supervisor or by whatever else starts it, for so long.
+const STARTING: Duration = Duration::from_secs(10);
 const ASKED_AGAIN: Duration = Duration::from_millis(100);
 
 /// Tells one server. Errors: what it did instead.
 fn tell_one(config: &Config, server: ServerId, state: PowerState) -> Result<(), String> {
-    let (path, memory) =
-        (config.admin_socket(server), Outliving::path(&config.memory_dir, config.id, server));
-    let mut silent_since = None;
+    let began = Instant::now();
     loop {
-        let error = match ask_socket(&path, Request::Power(state), PATIENCE) {
+        let error = match ask_socket(&config.admin_socket(server), Request::Power(state), PATIENCE)
+        {
             Ok(Answer::Done) => return Ok(()),
             Ok(other) => return Err(format!("server {server} answered {other:?}")),
             Err(error) => error,
         };
-        // The first server that is done has the supervisor tell the others, which may be before this here does, and
-        // end before they hear it: that its memory is gone says that its log is written out.
-        let silent = silent_since.get_or_insert_with(Instant::now).elapsed();
-        let held = memory.exists();
-        if silent > if held { STARTING_WITH_MEMORY } else { STARTING_WITHOUT_MEMORY } {
-            let written_out = config.durability == Durability::Ups && !held;
-            return if state == PowerState::Low && written_out {
-                Ok(())
-            } else {
-                Err(format!("server {server} does not answer ({error})"))
-            };
+        // The first server that is done has the supervisor tell the others: they may end before they hear it from here.
+        if state == PowerState::Low && is_written_out(config, server) {
+            return Ok(());
+        }
+        if began.elapsed() > STARTING {
+            return Err(format!("server {server} does not answer ({error})"));
         }
         std::thread::sleep(ASKED_AGAIN);
     }
+}
+
+/// Whether a server that does not answer has nothing in memory that its disk lacks.
+fn is_written_out(config: &Config, server: ServerId) -> bool {
+    let memory = Outliving::path(&config.memory_dir, config.id, server);
+    let gone = memory.try_exists().is_ok_and(|there| !there);
+    gone && offline::is_at_rest(&config.server_dir(server)).unwrap_or(false)
 }
 
 /// Tells every server of the group that runs on this machine.

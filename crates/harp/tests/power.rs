@@ -106,11 +106,18 @@ impl Group {
         std::thread::sleep(Duration::from_millis(300));
     }
 
-    /// Says that the battery is low; succeeds when all logs are written out.
-    fn power_low(&self) {
+    /// Says that the battery is low. Returns what is wrong, if anything is.
+    fn power_low(&self) -> Result<(), String> {
         let low = harp().args(["power", "low", "--dir"]).arg(&self.dir).output();
         let low = low.expect("harp power runs");
-        assert!(low.status.success(), "{low:?}");
+        let said = String::from_utf8(low.stderr).expect("text");
+        if low.status.success() { Ok(()) } else { Err(said) }
+    }
+
+    /// The same; all logs are written out when it returns.
+    fn write_out(&self) {
+        assert_eq!(self.power_low(), Ok(()));
+        assert_eq!(self.memory(), Vec::<PathBuf>::new());
     }
 
     fn bench(&self, what: &str, more: &[&str]) -> Child {
@@ -160,7 +167,7 @@ fn records_in_memory_outlive_processes_and_a_power_failure() {
     std::fs::remove_file(group.dir.join("journal")).expect("removes");
     let mut load = group.bench("record", &["--seconds", "6"]);
     std::thread::sleep(Duration::from_secs(2));
-    group.power_low();
+    group.write_out();
     assert_eq!(group.up.wait().expect("it ends").code(), Some(72));
     assert_eq!(group.memory(), Vec::<PathBuf>::new());
     group.again();
@@ -187,11 +194,11 @@ fn records_of_a_dead_and_a_stopped_server_are_written_out_too() {
     kill_process(pids[2], Signal::STOP).expect("it runs");
     group.await_event("server b died");
     kill_process(Pid::from_child(&group.up), Signal::POWER).expect("it runs");
-    group.power_low();
+    group.write_out();
     assert_eq!(group.up.wait().expect("it ends").code(), Some(72));
     assert_eq!(group.memory(), Vec::<PathBuf>::new());
     // Servers may be done before they are asked.
-    group.power_low();
+    group.write_out();
     group.again();
     let mut events = Vec::new();
     while events.last() != Some(&"ready".to_owned()) {
@@ -210,6 +217,10 @@ fn records_in_memory_that_is_gone_are_missed() {
     group.kill();
     let memory = group.memory();
     assert_eq!(memory.len(), 3);
+    let said = group.power_low().expect_err("their logs are in memory alone");
+    for server in ["server a does not answer", "server b does", "server c does"] {
+        assert!(said.contains(server), "{said}");
+    }
     std::fs::remove_file(&memory[1]).expect("removes");
     group.again();
     // The others may be ready before it says so.
@@ -226,6 +237,8 @@ fn records_in_memory_that_is_gone_are_missed() {
 
     group.kill();
     group.memory().iter().for_each(|path| std::fs::remove_file(path).expect("removes"));
+    let said = group.power_low().expect_err("their logs were never written out");
+    assert!(said.contains("server a does not answer"), "{said}");
     group.again();
     group.await_event("none of the servers at hand has its log");
     let status = group.status();
