@@ -30,6 +30,13 @@ impl Node {
         if self.replica.is_primary() { end } else { self.replica.may_apply().0.min(end) }
     }
 
+    /// Whether the group went on without this copy and trimmed what its shadow lacks: only another image helps.
+    pub(crate) fn next_is_trimmed(&self) -> bool {
+        let body = self.log.growing();
+        let next = self.copy.as_ref().map(|copy| copy.shadow_op + 1);
+        next.is_some_and(|next| next < body.begin() && body.record(next).is_none())
+    }
+
     /// Whether the shadow stands at FP of a primary's log, so that it may plan.
     pub(crate) fn may_plan(&self) -> bool {
         let at_fp = |c: &crate::node::Copy| !c.reloading && c.shadow_op == self.log.current().end();
@@ -44,9 +51,7 @@ impl Node {
             return;
         }
         let from = copy.shadow_op + 1;
-        let body = self.log.growing();
-        if from < body.begin() && body.record(from).is_none() {
-            // The group went on without this copy and trimmed what its image lacks: only another image helps.
+        if self.next_is_trimmed() {
             self.redo_no_further(out);
             return;
         }

@@ -285,6 +285,7 @@ impl Node {
                 && copy.barrier.is_none()
                 && self.stage_wanted.is_none()
                 && copy.shadow_op < self.apply_limit()
+                && !self.next_is_trimmed()
                 && !self.must_checkpoint_first()
         });
         let draining = self.copy.as_ref().is_some_and(|c| c.draining);
@@ -498,6 +499,7 @@ impl Node {
             let (count, bytes) = (self.unsealed, self.unsealed_bytes);
             self.gather_until = self.gather.wait_until(now.steady, open, count, bytes);
             if self.gather_until.is_some() {
+                self.mark_since = None; // not due while a batch is open: nothing wakes for it
                 return;
             }
         }

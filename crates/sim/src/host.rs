@@ -75,6 +75,8 @@ pub struct Process {
     pub images: (Option<u64>, Option<u64>),
     /// Up to here the observer has seen the records it counts as committed.
     pub counted: u64,
+    /// Turns in a row to which nothing woke it but itself, that wanted nothing done but the next one at once.
+    pub spins: u32,
     /// It dies at the end of its next turn, in the middle of what the turn wanted done.
     pub dies_next_turn: bool,
     /// Its next turn takes this much longer between computing and letting go.
@@ -99,6 +101,7 @@ impl Process {
             cp: 0,
             images: (None, None),
             counted: 0,
+            spins: 0,
             dies_next_turn: false,
             stalls_next_turn: 0,
         }

@@ -12,7 +12,7 @@ use crate::glue;
 use crate::host::{Incoming, Process, conn_id, conn_number};
 use crate::nemesis::Fault;
 use crate::profile::{MICRO, SECOND};
-use crate::properties::{Pulse, Verdict, Violation, override_keeps};
+use crate::properties::{Pulse, Verdict, Violation, healed_group_serves, override_keeps};
 use crate::queue::Due;
 use crate::world::{Fate, World, note};
 
@@ -33,6 +33,16 @@ impl Quota {
     }
 }
 
+fn wants_nothing(out: &Output) -> bool {
+    let Output { replies, frames, disk, jobs, notices, remember, .. } = out;
+    replies.is_empty()
+        && frames.is_empty()
+        && disk.is_empty()
+        && jobs.is_empty()
+        && notices.is_empty()
+        && remember.is_none()
+}
+
 impl World {
     /// Runs a server's loop once, unless the turn was put off.
     pub(crate) fn turn_if_due(&mut self, server: ServerId) -> Verdict {
@@ -47,6 +57,7 @@ impl World {
         let inbox = std::mem::take(&mut process.inbox);
         self.trace.add((server.0 as u64) << 32 | inbox.len() as u64);
         let begin = host.clock.read(self.now);
+        let woken = inbox.iter().all(|incoming| matches!(incoming, Incoming::Tick));
         let inbox = self.feed(&mut process, server, begin, inbox);
 
         let host = &mut self.hosts[server.index()];
@@ -57,6 +68,9 @@ impl World {
         process.busy_until = end;
         process.inbox = inbox.0;
         let mut out = std::mem::take(&mut process.out);
+        let spins = woken && out.wake_at <= host.clock.read(end).steady && wants_nothing(&out);
+        process.spins = if spins { process.spins + 1 } else { 0 };
+        healed_group_serves::demand_sleep(server, process.spins)?;
         host.process = Some(process);
 
         let pulse = self.turn_out(server, end, !out.replies.is_empty())?;
