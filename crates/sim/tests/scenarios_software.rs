@@ -167,7 +167,7 @@ fn software_a_sound_copy_that_is_killed_while_it_waits_at_a_barrier_does_not_hal
     (1..4).for_each(|number| _ = stage.create(number));
     stage.world.profile.disk.checkpoint_mean = 60 * SECOND;
     stage.restart(B);
-    for _ in 0..4 {
+    for _ in 0..3 {
         stage.until("B redoes what is before the barrier", |world| {
             world.pulse(B).is_some_and(|b| b.ap == barrier)
         });

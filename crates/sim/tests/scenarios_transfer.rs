@@ -234,10 +234,15 @@ fn create_and_remove(stage: &mut Stage) {
 /// of it: the copy's own log is closed there with a mark, which would go over records a ring further on.
 #[test]
 fn transfer_log_that_is_given_up_stays_in_memory_until_the_image_has_what_came_of_it() {
+    // Wherever in a segment the copy's own log ends.
+    (0..4).for_each(give_up_what_was_gathered);
+}
+
+fn give_up_what_was_gathered(own_pairs: u32) {
     let mut stage = Stage::with_small_log(1);
     let files: Vec<_> = (0..6).map(|number| stage.create(number)).collect();
     // B has a record that it does not know to be committed.
-    create_and_remove(&mut stage);
+    (0..own_pairs).for_each(|_| create_and_remove(&mut stage));
     stage.lose(A, B, Kind::Prepare);
     stage.crash(B);
     stage.no_rules();
@@ -272,9 +277,11 @@ fn transfer_log_that_is_given_up_stays_in_memory_until_the_image_has_what_came_o
     stage.until("B applies all that is committed", |world| {
         world.pulse(B).is_some_and(|b| b.ap >= written)
     });
-    stage.pass(5 * MILLI); // a checkpoint of that begins
+    stage.pass(5 * MILLI);
     let b = stage.pulse(B);
     assert!(!b.normal && b.lb < written && b.fp > written, "{b:?}");
+    let process = stage.world.hosts[B.index()].process.as_ref().expect("it is up");
+    assert_eq!(process.lanes[1].len(), 1, "a checkpoint is under way");
     stage.crash(A);
     stage.restart(C);
     stage.until_serves(&[B, C]);
