@@ -114,8 +114,8 @@ pub struct Host {
     pub id: ServerId,
     /// Counts starts and ends of its process.
     pub life: u32,
-    /// The process, while one runs.
-    pub process: Option<Process>,
+    /// The process, while one runs. In a box, for every turn takes it out and puts it back.
+    pub process: Option<Box<Process>>,
     /// The log disk.
     pub disk: SimLogDisk,
     /// The store's disk, at a copy.

@@ -75,7 +75,7 @@ impl World {
         if let Some(process) = host.process.take() {
             host.life += 1;
             leave_command(&process, host, power, rng);
-            leave_jobs(process, host, rng);
+            leave_jobs(*process, host, rng);
             self.observer.ended(server);
             note!(self, "{server} {}", if power { "loses power" } else { "crashes" });
         }

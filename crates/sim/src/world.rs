@@ -362,7 +362,7 @@ impl World {
         let host = &mut self.hosts[server.index()];
         host.life += 1;
         (host.ending, host.written_out) = (None, false);
-        host.process = Some(Process::new(booted.node, booted.store, self.now));
+        host.process = Some(Box::new(Process::new(booted.node, booted.store, self.now)));
         note!(self, "{server} starts");
         self.saw_view_file(server)?;
         let host = &self.hosts[server.index()];
