@@ -149,21 +149,18 @@ fn read_log(dir: &Path, group: &[u8], op: u64) -> Result<(Recovered, Option<Stri
 
 /// Whether the log of the server in `dir` is all on the disk: it never counted in memory, or it was written out and no
 /// process started since. Errors: it cannot be read.
-pub fn is_at_rest(dir: &Path) -> Result<bool, HarpError> {
+pub fn is_at_rest(dir: &Path, group: &[u8]) -> Result<bool, HarpError> {
     let opened = FileLogDisk::open(dir, SEGMENT_BYTES, SEGMENTS_MAX);
     let mut disk = opened.map_err(|error| HarpError::file("open the log in", dir, error))?;
-    let slots = [disk.read_slot(SlotFile::View, 0)?, disk.read_slot(SlotFile::View, 1)?];
-    let Some((durable, _)) = Durable::newest([slots[0].as_deref(), slots[1].as_deref()]) else {
-        return Ok(false);
+    let judged = judge_view(&mut disk, group)?;
+    let Evidence::CleanMark { disk: disk_id, start } = judged.evidence else {
+        return Ok(judged.fault.is_none());
     };
-    if durable.memory == 0 {
-        return Ok(true);
-    }
     let heads = [disk.read_slot(SlotFile::LogHead, 0)?, disk.read_slot(SlotFile::LogHead, 1)?];
     let heads = heads.iter().flatten().filter_map(|slot| head_clean(slot));
     let newest = heads.max_by_key(|(sequence, _)| *sequence).and_then(|(_, clean)| clean);
-    let Incarnation { disk, start } = durable.incarnation;
-    Ok(newest.is_some_and(|mark| mark.disk == disk && mark.start == start))
+    let marked = newest.is_some_and(|mark| mark.disk == disk_id && mark.start == start);
+    Ok(marked && judged.fault.is_none())
 }
 
 /// What the view file says of the log.

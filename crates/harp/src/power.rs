@@ -47,7 +47,7 @@ fn tell_one(config: &Config, server: ServerId, state: PowerState) -> Result<(), 
 fn is_written_out(config: &Config, server: ServerId) -> bool {
     let memory = Outliving::path(&config.memory_dir, config.id, server);
     let gone = memory.try_exists().is_ok_and(|there| !there);
-    gone && offline::is_at_rest(&config.server_dir(server)).unwrap_or(false)
+    gone && offline::is_at_rest(&config.server_dir(server), &config.id).unwrap_or(false)
 }
 
 /// Tells every server of the group that runs on this machine.

@@ -30,11 +30,19 @@ impl Node {
         if self.replica.is_primary() { end } else { self.replica.may_apply().0.min(end) }
     }
 
-    /// Whether the group went on without this copy and trimmed what its shadow lacks: only another image helps.
-    pub(crate) fn next_is_trimmed(&self) -> bool {
-        let body = self.log.growing();
-        let next = self.copy.as_ref().map(|copy| copy.shadow_op + 1);
-        next.is_some_and(|next| next < body.begin() && body.record(next).is_none())
+    /// Whether nothing may be applied to the shadow before something else about it ends.
+    pub(crate) fn must_not_apply(&self) -> bool {
+        let Some(copy) = &self.copy else { return true };
+        let (next, body) = (copy.shadow_op + 1, self.log.growing());
+        // The group went on without this copy and trimmed what its image lacks: only another image helps.
+        let trimmed = next < body.begin() && body.record(next).is_none();
+        copy.reloading || copy.halted || self.stage_wanted.is_some() || trimmed
+    }
+
+    /// Whether the image must move before more is applied.
+    pub(crate) fn waits_for_checkpoint(&self) -> bool {
+        self.copy.as_ref().is_some_and(|copy| copy.barrier.is_some())
+            || self.must_checkpoint_first()
     }
 
     /// Whether the shadow stands at FP of a primary's log, so that it may plan.
@@ -46,25 +54,17 @@ impl Node {
     pub(crate) fn apply_committed(&mut self, now: Now, out: &mut Output) {
         let limit = self.apply_limit();
         let Some(copy) = &self.copy else { return };
-        if copy.reloading || copy.halted || self.stage_wanted.is_some() {
-            self.redo_no_further(out);
-            return;
+        let done = copy.shadow_op;
+        if self.must_not_apply() {
+            return self.redo_no_further(out);
         }
-        let from = copy.shadow_op + 1;
-        if self.next_is_trimmed() {
-            self.redo_no_further(out);
-            return;
-        }
-        let stop = limit.min(copy.shadow_op + APPLY_PER_TURN);
-        let waits = copy.barrier.is_some() || self.must_checkpoint_first();
-        let stop = if waits { from - 1 } else { stop };
+        let from = done + 1;
+        let waits = self.waits_for_checkpoint();
+        let stop = if waits { done } else { limit.min(done + APPLY_PER_TURN) };
         let stop = self.stop_with_care(now, stop, out);
         for op in from..=stop {
-            if self.copy.as_ref().is_some_and(|c| c.barrier.is_some()) {
-                break; // the image must be frozen exactly at the barrier first
-            }
-            if self.must_checkpoint_first() {
-                break;
+            if self.waits_for_checkpoint() {
+                break; // at a barrier the image must be frozen exactly there
             }
             if self.is_lethal(op) {
                 self.killed = true;

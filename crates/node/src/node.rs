@@ -280,13 +280,9 @@ impl Node {
             at = at.min(until);
         }
         let behind = self.copy.as_ref().is_some_and(|copy| {
-            !copy.reloading
-                && !copy.halted
-                && copy.barrier.is_none()
-                && self.stage_wanted.is_none()
-                && copy.shadow_op < self.apply_limit()
-                && !self.next_is_trimmed()
-                && !self.must_checkpoint_first()
+            copy.shadow_op < self.apply_limit()
+                && !self.must_not_apply()
+                && !self.waits_for_checkpoint()
         });
         let draining = self.copy.as_ref().is_some_and(|c| c.draining);
         if behind || draining { now.steady } else { at }

@@ -218,6 +218,16 @@ impl Stage {
         });
     }
 
+    /// From now on, records above `above` do not reach `to` from its primary, whose heartbeats do.
+    pub fn lose_records(&mut self, to: ServerId, above: u64) {
+        self.rule(move |message, envelope| match &envelope.message {
+            Said::Prepare(records) if message.to == to && records.last.0 > above => {
+                (records.first <= records.last).then_some(Fate::Drop)
+            }
+            _ => None,
+        });
+    }
+
     /// From now on, messages of this kind from `from` to `to` pass, and a copy of each is held.
     pub fn copy(&mut self, from: ServerId, to: ServerId, what: Kind) {
         self.rule(move |message, envelope| {

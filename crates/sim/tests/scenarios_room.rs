@@ -2,12 +2,10 @@
 //! Servers: A the designated primary, B the backup, C the witness.
 
 use harp_node::fs::request::Status;
-use harp_node::vr::Message;
 use harp_sim::intent::Intent;
 use harp_sim::model::Ino;
 use harp_sim::profile::{MILLI, SECOND};
 use harp_sim::script::{A, B, C, Stage, remove};
-use harp_sim::world::Fate;
 
 /// Blocks of a store. A checkpoint's worth of them, 64 in a calm world, is no write's.
 const STORE_BLOCKS: u64 = 100;
@@ -143,12 +141,7 @@ fn room_log_that_is_kept_for_an_absent_copy_never_takes_more_than_half_of_its_di
             break;
         }
         stage.pass(6 * SECOND); // all is in the image: nothing is in memory for its sake
-        stage.rule(move |message, envelope| match &envelope.message {
-            Message::Prepare(records) if message.to == C => {
-                (records.first <= records.last).then_some(Fate::Drop)
-            }
-            _ => None,
-        });
+        stage.lose_records(C, 0);
         for more in 0..12 {
             stage.world.tell(0, write(part + more));
             stage.pass(5 * MILLI);

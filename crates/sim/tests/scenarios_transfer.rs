@@ -9,7 +9,7 @@ use harp_node::vr::Message;
 use harp_sim::intent::Intent;
 use harp_sim::profile::{MICRO, MILLI, SECOND};
 use harp_sim::script::{A, B, C, Kind, Stage, create, kind, lookup, remove};
-use harp_sim::world::{Fate, World};
+use harp_sim::world::World;
 
 fn committed(world: &World) -> u64 {
     world.observer.history.committed()
@@ -258,12 +258,7 @@ fn give_up_what_was_gathered(own_pairs: u32) {
     stage.pass(6 * SECOND);
     assert_eq!(stage.pulse(A).lb, written, "A's memory has room again");
     // More that is not committed, and more than B's memory has room for.
-    stage.rule(move |message, envelope| match &envelope.message {
-        Message::Prepare(records) if message.to == C && records.last.0 > written => {
-            (records.first <= records.last).then_some(Fate::Drop)
-        }
-        _ => None,
-    });
+    stage.lose_records(C, written);
     (14..22).for_each(|part| _ = stage.ask(0, write(part)));
     stage.until("A has them", |world| world.pulse(A).is_some_and(|a| a.fp >= written + 8));
     stage.pass(20 * MILLI); // until they are on its disk
